@@ -1,0 +1,100 @@
+//! What may be asked of the partition map, and how it refuses.
+
+use crate::{
+    Configuration, DatabaseId, Event, Lineage, NodeId, NodeRecord, OperationId, OperationState,
+    ReplicaId, ReplicaState, ServerId,
+};
+use serde::{Deserialize, Serialize};
+
+/// One entry of the replicated log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// A node tells who it is; repeated at every start.
+    RegisterNode(NodeRecord),
+    CreateServer { name: String, admin: String, verifier: String },
+    DropServer { name: String },
+    /// Records the database in phase Creating, with the first node of `placement` as its first primary's.
+    CreateDatabase { server: String, name: String, placement: Vec<NodeId>, now_ms: u64 },
+    DropDatabase { server: String, name: String, now_ms: u64 },
+    /// Starts a move or a switchover of an existing database.
+    BeginSwitchover { database: DatabaseId, to: Option<NodeId>, now_ms: u64 },
+    BeginMove { database: DatabaseId, from: NodeId, to: NodeId, now_ms: u64 },
+    /// Says where an operation stands. Refused once it is over (I13).
+    Progress { operation: OperationId, step: String, now_ms: u64 },
+    EndOperation { operation: OperationId, state: OperationState, now_ms: u64 },
+    /// Changes a database, if it still has that version.
+    Reconfigure { database: DatabaseId, version: u64, change: Change },
+    /// Several at once, so that the databases of a lost node fail over in few log entries. Each stands for itself.
+    Batch(Vec<Command>),
+    Record(Event),
+}
+
+/// A change of one database's record, compare-and-set on its version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// Adds a learner on `node`; its id is in [`Applied::Replica`].
+    AllocateReplica { node: NodeId },
+    /// Removes a replica that no configuration contains; its node deletes the data.
+    DropReplica { replica: ReplicaId },
+    MarkReplica { replica: ReplicaId, state: ReplicaState },
+    /// Stable -> Joint, towards `current` (R1: recorded before any new voter's flush may count).
+    Join { current: Configuration },
+    /// Creating, Joint or Promoting -> Stable, once the barrier of `current` has passed.
+    Stabilize { lineage: Option<Lineage> },
+    /// Any phase but Creating and Dropping -> Electing, with the next primary epoch.
+    Elect { coordinator: NodeId },
+    /// Electing or QuorumLost -> Promoting.
+    Promote { coordinator: NodeId, current: Configuration },
+    /// Electing -> QuorumLost.
+    LoseQuorum { coordinator: NodeId, missing: Vec<ReplicaId> },
+    /// Stable -> Switching.
+    Switch { coordinator: NodeId, to: Option<ReplicaId> },
+    /// Dropping, when every reachable node has deleted its data: the record goes.
+    Remove,
+}
+
+/// What a command did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Applied {
+    Done,
+    Server(ServerId),
+    /// An operation was recorded for this database.
+    Operation { id: OperationId, database: DatabaseId },
+    Replica(ReplicaId),
+    /// The database's new version.
+    Version(u64),
+    Batch(Vec<Result<Applied, Refusal>>),
+}
+
+/// Why a command changed nothing. The text is for people and safe to show.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    #[error("server \"{0}\" does not exist")]
+    NoSuchServer(String),
+    #[error("database \"{0}\" does not exist")]
+    NoSuchDatabase(String),
+    #[error("node \"{0}\" does not exist")]
+    NoSuchNode(String),
+    #[error("replica {0} does not exist")]
+    NoSuchReplica(ReplicaId),
+    #[error("operation {0} does not exist")]
+    NoSuchOperation(OperationId),
+    #[error("{0} already exists")]
+    AlreadyExists(String),
+    #[error("{0}")]
+    InvalidName(String),
+    #[error("server \"{0}\" still has databases; drop them first")]
+    ServerNotEmpty(String),
+    /// The record has moved on since it was analysed: look again.
+    #[error("the record of {database} has version {found}, not {expected}")]
+    Stale { database: DatabaseId, expected: u64, found: u64 },
+    #[error("{0}")]
+    WrongPhase(String),
+    #[error("operation {0} on this database has not ended")]
+    Busy(OperationId),
+    /// The change would leave too few copies, or break another rule of safety.
+    #[error("{0}")]
+    Unsafe(String),
+    #[error("{0}")]
+    LimitReached(String),
+}

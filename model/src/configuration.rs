@@ -1,0 +1,110 @@
+//! Configurations and the quorums that follow from them (DESIGN §5).
+//!
+//! A commit needs the primary and any `k` voters. A fence set *covers* a configuration when it meets every such
+//! write quorum: then nothing more can be acknowledged in it, and everything that was is held by a member of the
+//! fence set.
+
+use crate::ids::ReplicaId;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// Who holds a database, and how many copies make a commit.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Configuration {
+    pub primary: ReplicaId,
+    /// Secondaries whose flushes count. Never holds the primary; never empty (I9).
+    pub voters: BTreeSet<ReplicaId>,
+    /// How many voters a commit needs beside the primary; 1 <= k <= voters (I9).
+    pub k: u32,
+}
+
+impl Configuration {
+    pub fn new(primary: ReplicaId, voters: impl IntoIterator<Item = ReplicaId>, k: u32) -> Self {
+        Configuration { primary, voters: voters.into_iter().collect(), k }
+    }
+
+    /// I9 as far as one configuration can break it.
+    pub fn is_valid(&self) -> bool {
+        self.k >= 1 && self.k as usize <= self.voters.len() && !self.voters.contains(&self.primary)
+    }
+
+    pub fn contains(&self, replica: ReplicaId) -> bool {
+        self.primary == replica || self.voters.contains(&replica)
+    }
+
+    pub fn members(&self) -> impl Iterator<Item = ReplicaId> + '_ {
+        std::iter::once(self.primary).chain(self.voters.iter().copied())
+    }
+
+    /// Whether the fence set `fenced` meets every write quorum: it holds the primary, or so many voters that
+    /// fewer than `k` are left (`|F| >= voters - k + 1`).
+    pub fn is_covered_by(&self, fenced: &BTreeSet<ReplicaId>) -> bool {
+        if fenced.contains(&self.primary) {
+            return true;
+        }
+        let fenced_voters = self.voters.intersection(fenced).count();
+        fenced_voters + self.k as usize > self.voters.len()
+    }
+
+    /// Replicas any of whose answers could still complete the cover; empty when it is complete.
+    pub fn missing_for_cover(&self, fenced: &BTreeSet<ReplicaId>) -> Vec<ReplicaId> {
+        if self.is_covered_by(fenced) {
+            return Vec::new();
+        }
+        self.members().filter(|r| !fenced.contains(r)).collect()
+    }
+
+    /// The value of `synchronous_standby_names` on the primary. Never empty (R5): a configuration always has a
+    /// voter, and a name that no walreceiver bears simply waits.
+    pub fn sync_names(&self) -> String {
+        let names: Vec<String> = self.voters.iter().map(|r| r.standby_name()).collect();
+        format!("ANY {} ({})", self.k, names.join(", "))
+    }
+}
+
+/// What a replica uses for `synchronous_standby_names` when no configuration names it primary: a sentinel that
+/// no tunnel ever presents, so that a stray commit waits instead of being acknowledged (R5).
+pub const SENTINEL_SYNC_NAMES: &str = "ANY 1 (quorate_nobody)";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(ids: &[u64]) -> BTreeSet<ReplicaId> {
+        ids.iter().copied().map(ReplicaId).collect()
+    }
+
+    fn subsets(of: &[ReplicaId]) -> impl Iterator<Item = BTreeSet<ReplicaId>> + '_ {
+        (0..1u32 << of.len())
+            .map(move |bits| (0..of.len()).filter(|i| bits >> i & 1 == 1).map(|i| of[i]).collect())
+    }
+
+    #[test]
+    fn three_copies_one_ack() {
+        let c = Configuration::new(ReplicaId(1), [ReplicaId(2), ReplicaId(3)], 1);
+        assert!(c.is_covered_by(&set(&[1])));
+        assert!(c.is_covered_by(&set(&[2, 3])));
+        assert!(!c.is_covered_by(&set(&[2])), "the mutant F={{S1}} must not pass");
+        assert!(!c.is_covered_by(&set(&[])));
+        assert_eq!(c.sync_names(), "ANY 1 (r2, r3)");
+        assert_eq!(c.missing_for_cover(&set(&[2])), vec![ReplicaId(1), ReplicaId(3)]);
+    }
+
+    /// I3 by brute force: covered exactly when the set meets every write quorum.
+    #[test]
+    fn cover_meets_every_write_quorum() {
+        for voters in 1..=4u64 {
+            for k in 1..=voters as u32 {
+                let c = Configuration::new(ReplicaId(0), (1..=voters).map(ReplicaId), k);
+                let all: Vec<ReplicaId> = c.members().collect();
+                let quorums: Vec<_> = subsets(&all)
+                    .filter(|q| q.contains(&c.primary) && q.len() > k as usize)
+                    .collect();
+                for fenced in subsets(&all) {
+                    let meets_all = quorums.iter().all(|q| !q.is_disjoint(&fenced));
+                    assert_eq!(c.is_covered_by(&fenced), meets_all, "{c:?} {fenced:?}");
+                }
+            }
+        }
+    }
+}

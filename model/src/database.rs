@@ -1,0 +1,155 @@
+//! The map's record of a database (DESIGN §4).
+
+use crate::{
+    Configuration, DatabaseId, Epoch, Lineage, NodeId, OperationId, ReplicaId, ServerId,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Database {
+    pub id: DatabaseId,
+    pub server: ServerId,
+    pub name: String,
+    /// Compare-and-set token: bumped by every change, so that a decision is carried out only against the record
+    /// it was made from (R4).
+    pub version: u64,
+    pub epoch: Epoch,
+    pub phase: Phase,
+    /// The configuration in force, or being brought into force.
+    pub current: Configuration,
+    /// Configurations that a fence set must cover besides `current` (R3): set in Joint, Electing, Promoting and
+    /// QuorumLost, empty in Stable. More than one, when an election interrupted a change before its barrier.
+    pub previous: Vec<Configuration>,
+    /// Every copy that counts or may come to count. Those in no configuration are learners.
+    pub replicas: BTreeMap<ReplicaId, Replica>,
+    pub lineage: Vec<Lineage>,
+    pub operation: Option<OperationId>,
+    /// Copies to keep, the primary included.
+    pub copies: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replica {
+    pub node: NodeId,
+    pub state: ReplicaState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplicaState {
+    Up,
+    /// Not heard of since then (Unix milliseconds by the recorder's clock; drives the slow replacement only).
+    Down { since_ms: u64 },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Its first primary is being made and its first voters copied. The gate has never been open.
+    Creating,
+    Stable,
+    /// Voters are being changed; commits may be acknowledged under `previous` or `current`.
+    Joint,
+    Electing { coordinator: NodeId },
+    Promoting { coordinator: NodeId },
+    /// The gate parks sessions while the log moves to `to`.
+    Switching { coordinator: NodeId, to: Option<ReplicaId> },
+    /// No fence set covers: the answers of `missing` (any that completes the cover) are waited for.
+    QuorumLost { coordinator: NodeId, missing: Vec<ReplicaId> },
+    Dropping,
+}
+
+impl Phase {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Phase::Creating => "creating",
+            Phase::Stable => "stable",
+            Phase::Joint => "joint",
+            Phase::Electing { .. } => "electing",
+            Phase::Promoting { .. } => "promoting",
+            Phase::Switching { .. } => "switching",
+            Phase::QuorumLost { .. } => "quorum lost",
+            Phase::Dropping => "dropping",
+        }
+    }
+
+    pub fn coordinator(&self) -> Option<NodeId> {
+        match self {
+            Phase::Electing { coordinator }
+            | Phase::Promoting { coordinator }
+            | Phase::Switching { coordinator, .. }
+            | Phase::QuorumLost { coordinator, .. } => Some(*coordinator),
+            _ => None,
+        }
+    }
+}
+
+impl Database {
+    /// The primary that clients may be sent to: none while one is being elected.
+    pub fn primary(&self) -> Option<ReplicaId> {
+        match self.phase {
+            Phase::Stable | Phase::Joint | Phase::Promoting { .. } | Phase::Switching { .. } => {
+                Some(self.current.primary)
+            }
+            _ => None,
+        }
+    }
+
+    pub fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {
+        self.replicas.get(&replica).map(|r| r.node)
+    }
+
+    pub fn primary_node(&self) -> Option<NodeId> {
+        self.node_of(self.primary()?)
+    }
+
+    /// All configurations that a fence set must cover (R3).
+    pub fn configurations(&self) -> impl Iterator<Item = &Configuration> {
+        std::iter::once(&self.current).chain(self.previous.iter())
+    }
+
+    /// Members of any configuration in force. Nobody else's flush counts (I9, I11).
+    pub fn members(&self) -> BTreeSet<ReplicaId> {
+        self.configurations().flat_map(|c| c.members()).collect()
+    }
+
+    /// Whether the fence set covers every configuration in force (R3).
+    pub fn is_covered_by(&self, fenced: &BTreeSet<ReplicaId>) -> bool {
+        self.configurations().all(|c| c.is_covered_by(fenced))
+    }
+
+    pub fn missing_for_cover(&self, fenced: &BTreeSet<ReplicaId>) -> Vec<ReplicaId> {
+        let missing: BTreeSet<ReplicaId> =
+            self.configurations().flat_map(|c| c.missing_for_cover(fenced)).collect();
+        missing.into_iter().collect()
+    }
+
+    pub fn learners(&self) -> impl Iterator<Item = ReplicaId> + '_ {
+        let members = self.members();
+        self.replicas.keys().copied().filter(move |r| !members.contains(r))
+    }
+
+    pub fn replicas_on(&self, node: NodeId) -> impl Iterator<Item = ReplicaId> + '_ {
+        self.replicas.iter().filter(move |(_, r)| r.node == node).map(|(id, _)| *id)
+    }
+
+    /// Invariants of the record itself (I9). Checked after every change.
+    pub fn check(&self) -> Result<(), &'static str> {
+        for c in self.configurations() {
+            if !c.is_valid() {
+                return Err("a configuration must have k >= 1 voters besides its primary");
+            }
+        }
+        if !self.current.members().all(|r| self.replicas.contains_key(&r)) {
+            return Err("a member of the current configuration is not among the replicas");
+        }
+        if matches!(self.phase, Phase::Stable | Phase::Creating | Phase::Switching { .. })
+            && !self.previous.is_empty()
+        {
+            return Err("a settled database has no previous configuration");
+        }
+        if self.phase == Phase::Joint && self.previous.is_empty() {
+            return Err("a joint configuration needs its previous one");
+        }
+        Ok(())
+    }
+}
