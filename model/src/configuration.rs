@@ -54,6 +54,14 @@ impl Configuration {
         self.members().filter(|r| !fenced.contains(r)).collect()
     }
 
+    /// Until when the primary holds the lease of this configuration: the `k`-th latest of its voters' grants,
+    /// because every fence set that covers without the primary meets every `k` voters. `None` with fewer grants.
+    pub fn lease_until(&self, granted_until: impl Fn(ReplicaId) -> Option<u64>) -> Option<u64> {
+        let mut grants: Vec<u64> = self.voters.iter().filter_map(|r| granted_until(*r)).collect();
+        grants.sort_unstable_by(|a, b| b.cmp(a));
+        grants.get((self.k as usize).checked_sub(1)?).copied()
+    }
+
     /// The value of `synchronous_standby_names` on the primary. Never empty (R5): a configuration always has a
     /// voter, and a name that no walreceiver bears simply waits.
     pub fn sync_names(&self) -> String {

@@ -1,0 +1,52 @@
+# What a person runs. Everything is built with one profile, so that a machine compiles the dependencies once.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Build output stays out of the clone, so that clones share it and a clean clone is not a cold build.
+export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/quorate/target
+
+CARGO ?= cargo
+QUORATE := $(CARGO_TARGET_DIR)/release/quorate
+
+# make demo ARGS='--nodes 5 --dir /tmp/q'
+ARGS ?=
+# make bench-failover N=30 T=10
+N ?= 30
+T ?= 10
+
+.PHONY: help setup build demo test test-unit test-integration lint bench-failover
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## find or install what the demo and the tests need: PostgreSQL, a C compiler, a Python venv
+	@scripts/setup
+
+build: ## compile the daemon
+	@scripts/setup --build-only
+	$(CARGO) build --release --package quorate-node
+
+demo: ## four nodes on this machine; Ctrl-C ends them (ARGS='--nodes 5 --dir DIR --fresh')
+	@scripts/setup --no-python
+	$(CARGO) build --release --package quorate-node
+	@echo; exec $(QUORATE) demo $(ARGS)
+
+test: ## everything: unit tests of all crates, then one cluster after another
+	@scripts/test
+
+test-unit: ## unit tests only
+	@scripts/test unit
+
+test-integration: ## the cluster tests only (TEST=lose_node for one of them)
+	@scripts/test integration $(TEST)
+
+lint: ## formatting and clippy, warnings are errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+
+bench-failover: ## a report: N rounds of each kind of kill, then pgbench beside plain PostgreSQL (N=30 T=10)
+	@scripts/setup --no-python
+	$(CARGO) build --release --package quorate-node --package quorate-integration --bins
+	$(CARGO_TARGET_DIR)/release/bench-failover --rounds $(N) --seconds $(T) $(ARGS)

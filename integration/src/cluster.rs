@@ -1,0 +1,375 @@
+//! A cluster of its own for a test: `quorate demo` in a fresh directory on free ports, ended with proof that it
+//! left no process behind.
+
+use crate::admin::{Admin, DatabaseView};
+use crate::process::{self, Process};
+use crate::sql::Endpoint;
+use crate::{binaries, logs, ports, wait};
+use anyhow::{Context, bail, ensure};
+use rustix::process::Signal;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Four nodes, initdb, two base backups, on two slow cores.
+pub const START_LIMIT: Duration = Duration::from_secs(120);
+/// For a stop that was asked for politely.
+pub const STOP_LIMIT: Duration = Duration::from_secs(40);
+/// For a database to be whole again by itself: `replace_after` (15 s in the demo), a copy, and slack.
+pub const HEAL_LIMIT: Duration = Duration::from_secs(90);
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub nodes: u16,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { nodes: 4 }
+    }
+}
+
+/// A node as `demo.json` names it.
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub name: String,
+    pub client: u16,
+    pub admin: u16,
+    pub http: u16,
+    pub peer: u16,
+    pub pid: u32,
+    pub data_dir: PathBuf,
+    /// As found in the running process's command line.
+    pub config: PathBuf,
+}
+
+impl Node {
+    /// The database `app` by this node's client port.
+    pub fn app(&self) -> Endpoint {
+        Endpoint::new(self.client, "demo", "demo", "app")
+    }
+}
+
+pub struct Cluster {
+    /// What a test may look at; `demo` in it is the demo's own directory.
+    directory: PathBuf,
+    base_port: u16,
+    options: Options,
+    demo: Option<Child>,
+    /// Nodes that were started again one by one.
+    restarted: BTreeMap<String, Child>,
+    starts: u32,
+    nodes: Vec<Node>,
+    pub url: String,
+    pub admin_url: String,
+    keep: bool,
+}
+
+impl Cluster {
+    pub async fn start(options: Options) -> anyhow::Result<Cluster> {
+        // Short, for the sake of Unix sockets' names; open to traversal, for instances that run as `postgres`.
+        let directory = tempfile::Builder::new().prefix("q-").tempdir_in("/tmp").context("a directory in /tmp")?.keep();
+        std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755))?;
+        let mut cluster = Cluster {
+            base_port: ports::free_base(options.nodes)?,
+            directory,
+            options,
+            demo: None,
+            restarted: BTreeMap::new(),
+            starts: 0,
+            nodes: Vec::new(),
+            url: String::new(),
+            admin_url: String::new(),
+            keep: std::env::var_os("QUORATE_TEST_KEEP").is_some(),
+        };
+        cluster.start_demo().await?;
+        Ok(cluster)
+    }
+
+    /// Starts the demo on this cluster's directory: the first time, and again after [`Cluster::stop_demo`].
+    pub async fn start_demo(&mut self) -> anyhow::Result<()> {
+        ensure!(self.demo.is_none(), "the demo runs already");
+        self.starts += 1;
+        let log = self.directory.join(format!("demo-{}.out", self.starts));
+        let mut command = Command::new(binaries::quorate()?);
+        command.args(["demo", "--nodes", &self.options.nodes.to_string()]);
+        command.args(["--base-port", &self.base_port.to_string()]);
+        command.arg("--dir").arg(self.demo_dir());
+        self.demo = Some(spawn(command, &log)?);
+        let started = Instant::now();
+        loop {
+            let said = std::fs::read_to_string(&log).unwrap_or_default();
+            if said.lines().any(|line| line.trim() == "ready") {
+                break;
+            }
+            let child = self.demo.as_mut().context("the demo was started")?;
+            if let Some(status) = child.try_wait()? {
+                self.demo = None;
+                bail!("the demo ended with {status} before it was ready:\n{}", logs::tail(&said, 40));
+            }
+            if started.elapsed() > START_LIMIT {
+                bail!("the demo was not ready within {START_LIMIT:?}:\n{}", logs::tail(&said, 40));
+            }
+            tokio::time::sleep(wait::POLL).await;
+        }
+        self.read_demo_file()
+    }
+
+    fn read_demo_file(&mut self) -> anyhow::Result<()> {
+        let path = self.demo_dir().join("demo.json");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let file: DemoFile = serde_json::from_str(&text).with_context(|| format!("in {}", path.display()))?;
+        self.nodes = file.nodes.iter().map(|n| n.node(&self.demo_dir())).collect::<anyhow::Result<_>>()?;
+        ensure!(self.nodes.len() == usize::from(self.options.nodes), "demo.json names {} nodes", self.nodes.len());
+        self.url = file.url;
+        self.admin_url = file.admin_url;
+        Ok(())
+    }
+
+    pub fn demo_dir(&self) -> PathBuf {
+        self.directory.join("demo")
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub fn demo_pid(&self) -> Option<u32> {
+        self.demo.as_ref().map(Child::id)
+    }
+
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    pub fn node(&self, name: &str) -> anyhow::Result<&Node> {
+        self.nodes.iter().find(|n| n.name == name).with_context(|| format!("no node is named {name}"))
+    }
+
+    /// All nodes but this one, in order.
+    pub fn others(&self, name: &str) -> Vec<Node> {
+        self.nodes.iter().filter(|n| n.name != name).cloned().collect()
+    }
+
+    /// The daemon's process and its instances', as they are now.
+    pub fn processes_of(&self, name: &str) -> anyhow::Result<Vec<Process>> {
+        let node = self.node(name)?;
+        let mut all: Vec<Process> = Process::of(node.pid).filter(Process::is_alive).into_iter().collect();
+        let data_dir = std::fs::canonicalize(&node.data_dir).unwrap_or_else(|_| node.data_dir.clone());
+        all.extend(process::under(&data_dir).into_iter().filter(|p| {
+            // The demo names every node's directory; a restarted daemon is found by its pid.
+            p.pid != node.pid && Some(p.pid) != self.demo_pid()
+        }));
+        Ok(all)
+    }
+
+    /// An admin session on the first node that answers.
+    pub async fn admin(&self) -> anyhow::Result<Admin> {
+        Admin::open(&self.nodes).await
+    }
+
+    /// Waits until the database is stable and open with `copies` healthy copies and nothing left over.
+    pub async fn whole(&self, database: &str, copies: usize, limit: Duration) -> anyhow::Result<DatabaseView> {
+        let nodes: Vec<&Node> = self.nodes.iter().collect();
+        Cluster::whole_by(&nodes, database, copies, limit).await
+    }
+
+    /// The same as seen by some of the nodes.
+    pub async fn whole_by(nodes: &[&Node], database: &str, copies: usize, limit: Duration) -> anyhow::Result<DatabaseView> {
+        wait::until(&format!("{database} whole with {copies} copies"), limit, async || {
+            let admin = Admin::open(nodes.iter().copied()).await?;
+            let view = admin.database(database).await?;
+            Ok(if view.is_whole(copies) { Ok(view) } else { Err(view) })
+        })
+        .await
+    }
+
+    /// Waits until `database` is open with its primary on another node than `former`, as the others see it.
+    pub async fn failed_over(&self, database: &str, former: &str, limit: Duration) -> anyhow::Result<DatabaseView> {
+        let others = self.others(former);
+        wait::until(&format!("{database} open away from {former}"), limit, async || {
+            let admin = Admin::open(&others).await?;
+            let view = admin.database(database).await?;
+            let moved = view.row.open && view.primary().is_ok_and(|p| p.node != former && p.is_healthy());
+            Ok(if moved { Ok(view) } else { Err(view) })
+        })
+        .await
+    }
+
+    /// Starts a node again whose process is gone.
+    pub async fn start_node(&mut self, name: &str) -> anyhow::Result<()> {
+        self.starts += 1;
+        let log = self.directory.join(format!("{name}-{}.out", self.starts));
+        let node = self.node(name)?.clone();
+        ensure!(
+            Process::of(node.pid).is_none_or(|p| !p.is_alive() || !p.command.contains("node")),
+            "{name} still runs as {}",
+            node.pid
+        );
+        let mut command = Command::new(binaries::quorate()?);
+        command.arg("node").arg("--config").arg(&node.config);
+        let child = spawn(command, &log)?;
+        let pid = child.id();
+        if let Some(mut former) = self.restarted.insert(name.to_owned(), child) {
+            // Reaped, so that it does not stay behind as a zombie.
+            let _ = former.try_wait();
+        }
+        for known in &mut self.nodes {
+            if known.name == name {
+                known.pid = pid;
+            }
+        }
+        let others = self.others(name);
+        wait::until(&format!("{name} alive again"), Duration::from_secs(30), async || {
+            let rows = Admin::open(&others).await?.nodes().await?;
+            let state = rows.into_iter().find(|r| r.node == name).map(|r| r.state);
+            let answers = Admin::endpoint(node.admin).connect().await.is_ok();
+            Ok(if state.as_deref() == Some("alive") && answers { Ok(()) } else { Err((state, answers)) })
+        })
+        .await
+    }
+
+    /// Asks the demo to end and checks that nothing of it lives on.
+    pub async fn stop_demo(&mut self) -> anyhow::Result<()> {
+        let left = self.end(true).await?;
+        ensure!(left.is_empty(), "left behind after the stop: {left:#?}");
+        Ok(())
+    }
+
+    /// `kill -9` of the demo, every node and every instance at once, as a machine would lose power.
+    pub fn kill_everything(&mut self) -> anyhow::Result<()> {
+        // A supervisor may start something between the look and the signal: until a look finds nothing.
+        for _ in 0..10 {
+            let all = process::under(&self.directory);
+            if all.is_empty() {
+                break;
+            }
+            process::kill(&all)?;
+        }
+        let left = process::under(&self.directory);
+        ensure!(left.is_empty(), "kill -9 left {left:#?}");
+        self.reap();
+        Ok(())
+    }
+
+    fn reap(&mut self) {
+        for mut child in self.demo.take().into_iter().chain(std::mem::take(&mut self.restarted).into_values()) {
+            let _ = child.wait();
+        }
+    }
+
+    /// Ends everything; what did not end by itself is returned, and killed.
+    async fn end(&mut self, politely: bool) -> anyhow::Result<Vec<Process>> {
+        let all = process::under(&self.directory);
+        process::resume(&all)?;
+        if politely {
+            for child in self.demo.iter().chain(self.restarted.values()) {
+                let _ = process::signal(child.id(), Signal::TERM);
+            }
+            let directory = self.directory.clone();
+            let ended = wait::until_true("the cluster ended", STOP_LIMIT, || {
+                // Reaping ours, or they would be zombies; zombies do not count.
+                process::under(&directory).is_empty()
+            });
+            let _ = ended.await;
+        }
+        let left = process::under(&self.directory);
+        self.kill_everything()?;
+        Ok(left)
+    }
+
+    /// Ends the cluster. The directory goes, unless it is to be kept.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        let stopped = self.stop_demo().await;
+        if stopped.is_err() {
+            self.keep = true;
+            logs::show(&self.directory);
+        }
+        stopped
+    }
+
+    /// Shows the logs and keeps the directory: something failed.
+    pub fn show_logs(&mut self) {
+        self.keep = true;
+        logs::show(&self.directory);
+    }
+}
+
+impl Drop for Cluster {
+    /// No process outlives a test, whatever became of it.
+    fn drop(&mut self) {
+        if std::thread::panicking() && !self.keep {
+            self.show_logs();
+        }
+        let all = process::under(&self.directory);
+        let _ = process::resume(&all);
+        if let Err(error) = self.kill_everything() {
+            eprintln!("{}: {error:#}", self.directory.display());
+        }
+        if !self.keep {
+            let _ = std::fs::remove_dir_all(&self.directory);
+        }
+    }
+}
+
+/// Starts a program with its words in a file, bound to this process: it must not outlive a test that was killed.
+fn spawn(mut command: Command, log: &Path) -> anyhow::Result<Child> {
+    let out = File::create(log).with_context(|| format!("creating {}", log.display()))?;
+    let err = out.try_clone()?;
+    command.stdin(Stdio::null()).stdout(out).stderr(err);
+    // SAFETY: between fork and exec, prctl is a bare system call: no memory is allocated, no lock is taken.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::set_parent_process_death_signal(Some(Signal::TERM)).map_err(std::io::Error::from)
+        });
+    }
+    command.spawn().with_context(|| format!("starting {command:?}"))
+}
+
+/// `demo.json`, whose form is an interface.
+#[derive(Debug, Deserialize)]
+struct DemoFile {
+    url: String,
+    admin_url: String,
+    nodes: Vec<DemoNode>,
+}
+
+#[derive(Debug, Deserialize)]
+struct DemoNode {
+    name: String,
+    client: String,
+    admin: String,
+    http: String,
+    peer: String,
+    pid: u32,
+    data_dir: PathBuf,
+}
+
+impl DemoNode {
+    fn node(&self, demo_dir: &Path) -> anyhow::Result<Node> {
+        let process = Process::of(self.pid).filter(Process::is_alive);
+        let process = process.with_context(|| format!("{}: pid {} of demo.json is not alive", self.name, self.pid))?;
+        let named = process.command.split(' ').skip_while(|word| *word != "--config").nth(1);
+        Ok(Node {
+            name: self.name.clone(),
+            client: port(&self.client)?,
+            admin: port(&self.admin)?,
+            http: port(&self.http)?,
+            peer: port(&self.peer)?,
+            pid: self.pid,
+            data_dir: self.data_dir.clone(),
+            config: named.map_or_else(|| demo_dir.join(&self.name).join("node.toml"), PathBuf::from),
+        })
+    }
+}
+
+fn port(address: &str) -> anyhow::Result<u16> {
+    let (host, port) = address.rsplit_once(':').with_context(|| format!("{address:?} is not HOST:PORT"))?;
+    ensure!(host == "127.0.0.1", "{address:?} is not on 127.0.0.1");
+    port.parse().with_context(|| format!("{address:?} has no port number"))
+}

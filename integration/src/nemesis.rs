@@ -1,0 +1,133 @@
+//! Doing harm, and verifying in /proc that it was done. A test of survival that did not kill anything passes too.
+
+use crate::admin::ReplicaRow;
+use crate::cluster::Cluster;
+use crate::process::{self, Process};
+use anyhow::{Context, ensure};
+use std::time::Instant;
+
+/// Rounds of looking for processes that appeared while others were being signalled.
+const ROUNDS: usize = 20;
+
+/// What was done to whom, and when.
+#[derive(Debug)]
+pub struct Harm {
+    pub at: Instant,
+    pub victims: Vec<Process>,
+}
+
+/// `kill -9` of a replica's postmaster, found by the pid that SHOW REPLICAS gives.
+pub fn kill_postmaster(replica: &ReplicaRow) -> anyhow::Result<Harm> {
+    let pid = replica.pid.with_context(|| format!("SHOW REPLICAS gives no pid for {}", replica.replica))?;
+    let victim = Process::of(pid).filter(Process::is_alive);
+    let victim = victim.with_context(|| format!("no process {pid}, the postmaster of {}", replica.replica))?;
+    let directory = std::fs::canonicalize(&replica.data_directory)?;
+    ensure!(
+        victim.directory.as_deref() == Some(directory.as_path()),
+        "{pid} works in {:?}, not in {}",
+        victim.directory,
+        directory.display()
+    );
+    let first = std::fs::read_to_string(directory.join("postmaster.pid"))?;
+    ensure!(first.lines().next() == Some(&pid.to_string()), "{pid} is not the postmaster of {}", directory.display());
+    let at = Instant::now();
+    let victims = vec![victim];
+    process::kill(&victims)?;
+    Ok(Harm { at, victims })
+}
+
+/// `kill -9` of a node: its daemon first, so that it cannot react, then every process of its instances.
+pub fn kill_node(cluster: &Cluster, name: &str) -> anyhow::Result<Harm> {
+    let mut victims = cluster.processes_of(name)?;
+    let daemon = cluster.node(name)?.pid;
+    ensure!(victims.iter().any(|p| p.pid == daemon), "the daemon of {name}, {daemon}, does not run");
+    victims.sort_by_key(|p| p.pid != daemon);
+    let at = Instant::now();
+    process::kill(&victims)?;
+    for _ in 0..ROUNDS {
+        let more = cluster.processes_of(name)?;
+        if more.is_empty() {
+            return Ok(Harm { at, victims });
+        }
+        process::kill(&more)?;
+        victims.extend(more);
+    }
+    anyhow::bail!("processes of {name} keep appearing: {:?}", cluster.processes_of(name)?)
+}
+
+/// What of a node a pause stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pause {
+    /// The daemon; its instances run on.
+    Daemon,
+    /// The daemon and every process of its instances.
+    Whole,
+}
+
+/// SIGSTOP.
+pub fn pause_node(cluster: &Cluster, name: &str, pause: Pause) -> anyhow::Result<Harm> {
+    let daemon = cluster.node(name)?.pid;
+    let at = Instant::now();
+    let mut victims: Vec<Process> = Process::of(daemon).filter(Process::is_alive).into_iter().collect();
+    ensure!(!victims.is_empty(), "the daemon of {name}, {daemon}, does not run");
+    process::stop(&victims)?;
+    if pause == Pause::Whole {
+        stop_all(&mut victims, || cluster.processes_of(name))?;
+    }
+    ensure!(process::not_stopped(&victims).is_empty(), "{name} is not stopped");
+    Ok(Harm { at, victims })
+}
+
+/// SIGSTOP to every process of these instances.
+pub fn stop_instances<'a>(replicas: impl IntoIterator<Item = &'a ReplicaRow>) -> anyhow::Result<Harm> {
+    let at = Instant::now();
+    let mut victims = Vec::new();
+    for replica in replicas {
+        let directory = std::fs::canonicalize(&replica.data_directory)?;
+        let before = victims.len();
+        stop_all(&mut victims, || Ok(process::of_instance(&directory)))?;
+        ensure!(victims.len() > before, "{} has no process in {}", replica.replica, directory.display());
+    }
+    Ok(Harm { at, victims })
+}
+
+/// Stops what `look` finds, until a look finds nothing that runs.
+fn stop_all(
+    victims: &mut Vec<Process>,
+    look: impl Fn() -> anyhow::Result<Vec<Process>>,
+) -> anyhow::Result<()> {
+    for _ in 0..ROUNDS {
+        let running = process::not_stopped(&look()?);
+        if running.is_empty() {
+            return Ok(());
+        }
+        process::stop(&running)?;
+        victims.extend(running);
+    }
+    anyhow::bail!("processes keep appearing: {:?}", look()?)
+}
+
+impl Harm {
+    /// SIGCONT to whoever was stopped and still lives.
+    pub fn undo(&self) -> anyhow::Result<()> {
+        process::resume(&self.victims)
+    }
+
+    /// Says which of those stopped run or are gone: empty while the pause holds.
+    pub fn broken(&self) -> Vec<String> {
+        let running = process::not_stopped(&self.victims);
+        let living = process::living(&self.victims);
+        let gone = self.victims.iter().filter(|v| !living.contains(v) && !living.iter().any(|l| l.pid == v.pid));
+        let running = running.iter().map(|p| format!("{} runs: {}", p.pid, p.command));
+        running.chain(gone.map(|p| format!("{} is gone: {}", p.pid, p.command))).collect()
+    }
+}
+
+impl Drop for Harm {
+    /// A test that fails in the middle leaves nothing stopped.
+    fn drop(&mut self) {
+        let stopped: Vec<Process> =
+            process::living(&self.victims).into_iter().filter(|p| matches!(p.state, 'T' | 't')).collect();
+        let _ = process::resume(&stopped);
+    }
+}

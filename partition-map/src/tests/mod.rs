@@ -1,0 +1,5 @@
+#![allow(clippy::unwrap_used)]
+
+mod cluster;
+mod process;
+mod suite;

@@ -1,0 +1,10 @@
+//! The PostgreSQL protocol, as far as a relay has to know it. Pure: bytes in, decisions out.
+
+pub mod control;
+pub mod egress;
+pub mod header;
+pub mod kept;
+pub mod lane;
+pub mod reply;
+pub mod startup;
+pub mod tracker;

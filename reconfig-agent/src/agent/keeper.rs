@@ -1,0 +1,420 @@
+//! Keepers: one task a replica makes the present follow the map.
+
+use super::lease::{MAX_LEASE, boottime};
+use super::promise::Promise;
+use super::replica::Replica;
+use super::Agent;
+use crate::instance::{Bootstrap, Instance, Paths, Process, StopMode};
+use crate::tunnel::{Downstream, Route};
+use quorate_model::{Database, DatabaseId, InstanceRole, PartitionMap, Phase, ReplicaId, RunState};
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A keeper looks at least so often, and at every change of the map, of the process and after every order.
+const LOOK: Duration = Duration::from_millis(250);
+/// Pause after a failed attempt to build or start, doubled up to the maximum.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A secondary's postmaster that does not answer for so long is stopped and started.
+const HUNG_LIMIT: Duration = Duration::from_secs(10);
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
+
+type Failed = Box<dyn std::error::Error + Send + Sync>;
+
+impl Agent {
+    /// Gives every replica that the map places here a keeper, and removes directories of replicas that the map
+    /// no longer knows.
+    pub(super) async fn keep(self) {
+        let mut watch = self.0.watch.clone();
+        loop {
+            let map = watch.borrow_and_update().clone();
+            for database in map.databases.values() {
+                for id in database.replicas_on(self.0.config.node) {
+                    if self.replica(id).is_none() && database.phase != Phase::Dropping {
+                        self.adopt(database.id, id);
+                    }
+                }
+            }
+            self.sweep(&map).await;
+            for replica in self.replicas() {
+                replica.wake.notify_one();
+            }
+            tokio::select! {
+                changed = watch.changed() => if changed.is_err() { return },
+                () = self.0.stop.cancelled() => return,
+            }
+        }
+    }
+
+    fn adopt(&self, database: DatabaseId, id: ReplicaId) {
+        match self.assemble(database, id) {
+            Ok(replica) => {
+                let replica = Arc::new(replica);
+                self.0
+                    .replicas
+                    .write()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(id, replica.clone());
+                tokio::spawn(self.clone().keep_replica(replica));
+            }
+            Err(error) => tracing::error!(%database, replica = %id, %error, "the replica cannot be kept here"),
+        }
+    }
+
+    fn assemble(&self, database: DatabaseId, id: ReplicaId) -> Result<Replica, Failed> {
+        let config = &self.0.config;
+        let paths = Paths::new(&config.replicas_dir, &config.run_dir, id)?;
+        paths.create(&config.user)?;
+        let promise = Promise::load(&paths.promise)?;
+        let downstream = Downstream::start(
+            database,
+            id,
+            &paths.tunnel,
+            config.user.ownership(),
+            self.0.peers.clone(),
+        )?;
+        let instance = Instance::new(
+            config.postgres.clone(),
+            config.user.clone(),
+            database,
+            id,
+            paths,
+            config.limits.clone(),
+        );
+        let granted_until = boottime() + MAX_LEASE.as_nanos() as u64;
+        Ok(Replica::new(database, id, instance, downstream, promise, granted_until))
+    }
+
+    /// Deletes directories of replicas that were dropped while this node was away. An id that the map has not
+    /// handed out yet, as this node knows it, is left alone.
+    async fn sweep(&self, map: &PartitionMap) {
+        let known: BTreeSet<ReplicaId> =
+            map.databases.values().flat_map(|d| d.replicas.keys().copied()).collect();
+        let Ok(entries) = std::fs::read_dir(&self.0.config.replicas_dir) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let Some(id) = name.to_str().and_then(ReplicaId::from_standby_name) else { continue };
+            if known.contains(&id) || id.0 > map.last_id || self.replica(id).is_some() {
+                continue;
+            }
+            match self.assemble(DatabaseId(0), id) {
+                Ok(orphan) => {
+                    tracing::info!(replica = %id, "deleting a replica that the map has dropped");
+                    orphan.downstream.stop().await;
+                    if let Err(error) = orphan.instance.destroy().await {
+                        tracing::warn!(replica = %id, %error, "it could not be deleted");
+                    }
+                }
+                Err(error) => tracing::warn!(replica = %id, %error, "it could not be deleted"),
+            }
+        }
+    }
+
+    async fn keep_replica(self, replica: Arc<Replica>) {
+        let mut pause = FIRST_PAUSE;
+        let mut process = replica.instance.process();
+        let mut tunnel = replica.downstream.watch();
+        let mut hung_since: Option<Instant> = None;
+        loop {
+            let before = replica.state().run.clone();
+            let outcome = self.look(&replica, &mut hung_since).await;
+            if replica.state().run != before {
+                self.0.changed.notify_one();
+            }
+            let wait = match outcome {
+                Ok(Next::Gone) => break,
+                Ok(Next::Look) => {
+                    pause = FIRST_PAUSE;
+                    LOOK
+                }
+                Err(error) => {
+                    tracing::warn!(database = %replica.database, replica = %replica.id, %error, "trying again");
+                    let wait = pause;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    wait
+                }
+            };
+            tokio::select! {
+                () = replica.wake.notified() => {}
+                _ = process.changed() => {}
+                _ = tunnel.changed() => self.0.changed.notify_one(),
+                () = tokio::time::sleep(wait) => {}
+                () = self.0.stop.cancelled() => {
+                    let _changing = replica.changing.lock().await;
+                    replica.downstream.stop().await;
+                    self.0.upstreams.cut_all(replica.database).await;
+                    if let Err(error) = replica.instance.stop(StopMode::Fast, STOP_DEADLINE).await {
+                        tracing::warn!(replica = %replica.id, %error, "the instance did not stop");
+                    }
+                    return;
+                }
+            }
+        }
+        self.0.replicas.write().unwrap_or_else(PoisonError::into_inner).remove(&replica.id);
+        if self.replica_of(replica.database).is_none() {
+            self.gates().remove(replica.database);
+        }
+        self.0.changed.notify_one();
+    }
+
+    /// One look at the map and the instance, and the one thing to do about it.
+    async fn look(&self, replica: &Arc<Replica>, hung_since: &mut Option<Instant>) -> Result<Next, Failed> {
+        let map = self.map();
+        let database = map.databases.get(&replica.database);
+        let Some(database) = database
+            .filter(|d| d.phase != Phase::Dropping && d.replicas.contains_key(&replica.id))
+        else {
+            return self.discard(replica, &map).await;
+        };
+        let process = replica.instance.process().borrow().clone();
+        if !matches!(process, Process::Hung { .. }) {
+            *hung_since = None;
+        }
+        match process {
+            Process::Running { .. } => self.keep_running(replica, database).await,
+            Process::Starting { .. } => Ok(Next::Look),
+            Process::Hung { .. } => {
+                replica.set_run(RunState::Hung);
+                let since = *hung_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > HUNG_LIMIT && database.current.primary != replica.id {
+                    let _changing = replica.changing.lock().await;
+                    replica.instance.stop(StopMode::Immediate, STOP_DEADLINE).await?;
+                }
+                Ok(Next::Look)
+            }
+            Process::Exited { reason, .. } => {
+                self.ended(replica, &reason);
+                self.bring_up(replica, database).await
+            }
+            Process::Down => self.bring_up(replica, database).await,
+        }
+    }
+
+    /// The postmaster is gone: nothing of what it served may go on, and the coordinator hears of it at once.
+    fn ended(&self, replica: &Arc<Replica>, reason: &str) {
+        let mut state = replica.state();
+        if state.leading.take().is_some() {
+            state.grants.clear();
+            self.gates().drop_lease(replica.database);
+            self.gates().hold(replica.database);
+        }
+        state.role = InstanceRole::Unknown;
+        state.validated = None;
+        if state.run == RunState::Running {
+            state.run = RunState::Stopped(reason.to_owned());
+            self.0.changed.notify_one();
+        }
+    }
+
+    async fn bring_up(&self, replica: &Arc<Replica>, database: &Database) -> Result<Next, Failed> {
+        if replica.is_failed() {
+            return Ok(Next::Look);
+        }
+        if !replica.instance.is_complete() {
+            return self.build(replica, database).await;
+        }
+        if replica.state().retired && matches!(database.phase, Phase::Switching { .. }) {
+            return Ok(Next::Look);
+        }
+        let _changing = replica.changing.lock().await;
+        replica.state().retired = false;
+        replica.downstream.cut().await;
+        // Its end has been reported by now; the gate was held when it ended.
+        if matches!(replica.state().run, RunState::Stopped(_)) {
+            self.push_now().await;
+        }
+        replica.set_run(RunState::Starting);
+        self.0.changed.notify_one();
+        replica.instance.start().await?;
+        let mut state = replica.state();
+        state.role = InstanceRole::Standby;
+        state.run = RunState::Running;
+        state.validated = None;
+        drop(state);
+        self.0.changed.notify_one();
+        replica.wake.notify_one();
+        Ok(Next::Look)
+    }
+
+    async fn build(&self, replica: &Arc<Replica>, database: &Database) -> Result<Next, Failed> {
+        let creating = database.phase == Phase::Creating;
+        if !creating && database.members().contains(&replica.id) {
+            // I12: a member without its data must never answer for what it once held.
+            replica.set_run(RunState::Failed("its data directory is gone".to_owned()));
+            return Ok(Next::Look);
+        }
+        let _changing = replica.changing.lock().await;
+        replica.set_run(RunState::Building);
+        self.0.changed.notify_one();
+        if creating && database.current.primary == replica.id {
+            return self.bootstrap(replica, database).await;
+        }
+        let Some(route) = route(database).filter(|r| replica.state().promise.epoch() <= r.epoch) else {
+            return Ok(Next::Look);
+        };
+        replica.downstream.attach(route.clone());
+        let seeded = tokio::select! {
+            seeded = replica.instance.seed(replica.downstream.socket_dir()) => seeded,
+            () = self.superseded(replica.id, &route) => {
+                replica.downstream.cut().await;
+                return Ok(Next::Look);
+            }
+        };
+        seeded?;
+        replica.downstream.cut().await;
+        replica.instance.start().await?;
+        let mut state = replica.state();
+        state.role = InstanceRole::Standby;
+        state.run = RunState::Running;
+        if state.promise.epoch() <= route.epoch {
+            state.validated = Some(route.epoch);
+        }
+        drop(state);
+        replica.wake.notify_one();
+        Ok(Next::Look)
+    }
+
+    /// Returns when the map has no more use for a copy from this primary.
+    async fn superseded(&self, id: ReplicaId, from: &Route) {
+        let mut watch = self.0.watch.clone();
+        loop {
+            {
+                let map = watch.borrow_and_update();
+                let database = map.databases.values().find(|d| d.replicas.contains_key(&id));
+                let wanted = database.is_some_and(|d| {
+                    d.phase != Phase::Dropping && d.current.primary == from.primary
+                        && d.epoch.reign() == from.epoch
+                });
+                if !wanted {
+                    return;
+                }
+            }
+            if watch.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn bootstrap(&self, replica: &Arc<Replica>, database: &Database) -> Result<Next, Failed> {
+        let map = self.map();
+        let server = map.servers.get(&database.server).ok_or("the server of this database is gone")?;
+        let reign = database.epoch.reign();
+        if let Err(promise) = replica.state().promise.make(reign)? {
+            return Err(format!("{} has promised epoch {promise}", replica.id).into());
+        }
+        replica
+            .instance
+            .bootstrap(&Bootstrap {
+                database_name: database.name.clone(),
+                login: server.admin.clone(),
+                verifier: server.verifier.clone(),
+                epoch: database.epoch,
+                uuid: uuid::Uuid::from_u128(database.id.0.into()),
+                sync_names: database.current.sync_names(),
+            })
+            .await?;
+        {
+            let mut state = replica.state();
+            state.role = InstanceRole::Primary;
+            state.run = RunState::Running;
+            state.leading = Some(reign);
+            state.validated = Some(reign);
+        }
+        self.admit_replicas(replica, database).await?;
+        Ok(Next::Look)
+    }
+
+    async fn keep_running(&self, replica: &Arc<Replica>, database: &Database) -> Result<Next, Failed> {
+        let role = {
+            let mut state = replica.state();
+            if !matches!(state.run, RunState::Divergent | RunState::Failed(_)) {
+                state.run = RunState::Running;
+            }
+            state.role
+        };
+        if replica.is_failed() {
+            return Ok(Next::Look);
+        }
+        let reign = database.epoch.reign();
+        let settled = matches!(database.phase, Phase::Stable | Phase::Joint | Phase::Creating);
+        let promised = replica.state().promise.epoch();
+        match role {
+            InstanceRole::Primary if database.current.primary == replica.id => {
+                if settled && promised <= reign && replica.state().leading == Some(reign) {
+                    self.admit_replicas(replica, database).await?;
+                }
+            }
+            InstanceRole::Primary => {
+                let replaced = settled || matches!(database.phase, Phase::Promoting { .. });
+                if replaced && reign >= promised {
+                    self.demote(replica, "another replica is primary now").await?;
+                }
+            }
+            InstanceRole::Standby => {
+                let route = route(database).filter(|r| r.primary != replica.id && settled);
+                if let Some(route) = route.filter(|r| promised <= r.epoch) {
+                    self.attach_checked(replica, route, &database.lineage).await?;
+                }
+            }
+            InstanceRole::Unknown => {}
+        }
+        Ok(Next::Look)
+    }
+
+    /// New learners may replicate; those that the record no longer has may not. Voters being taken out are cut
+    /// by the barrier's order and stay out.
+    async fn admit_replicas(&self, replica: &Arc<Replica>, database: &Database) -> Result<(), Failed> {
+        let mut allowed: BTreeSet<ReplicaId> =
+            database.replicas.keys().copied().filter(|r| *r != replica.id).collect();
+        if database.phase == Phase::Joint {
+            let removed: Vec<ReplicaId> =
+                database.previous.iter().flat_map(|c| c.voters.clone()).collect();
+            allowed.retain(|r| database.current.contains(*r) || !removed.contains(r));
+        }
+        let slots = allowed.iter().map(|r| r.standby_name()).collect();
+        replica.instance.ensure_slots(&slots).await?;
+        let state = replica.state();
+        let reign = database.epoch.reign();
+        if state.leading == Some(reign) && state.promise.epoch() <= reign {
+            let sockets = replica.instance.socket_dir();
+            self.0.upstreams.admit(replica.database, replica.id, reign, sockets, allowed);
+        }
+        Ok(())
+    }
+
+    async fn discard(&self, replica: &Arc<Replica>, map: &PartitionMap) -> Result<Next, Failed> {
+        if replica.id.0 > map.last_id {
+            return Ok(Next::Look);
+        }
+        tracing::info!(database = %replica.database, replica = %replica.id, "dropped from the map; deleting it");
+        let _changing = replica.changing.lock().await;
+        {
+            let mut state = replica.state();
+            if state.leading.take().is_some() {
+                self.gates().drop_lease(replica.database);
+                self.gates().close(replica.database, "the database was dropped");
+            }
+        }
+        replica.downstream.stop().await;
+        if self.replica_of(replica.database).is_some_and(|r| r.id == replica.id) {
+            self.0.upstreams.cut_all(replica.database).await;
+        }
+        replica.instance.destroy().await?;
+        Ok(Next::Gone)
+    }
+}
+
+enum Next {
+    Look,
+    Gone,
+}
+
+/// Where a secondary follows from, once somebody is primary.
+fn route(database: &Database) -> Option<Route> {
+    let primary = match database.phase {
+        Phase::Creating => database.current.primary,
+        _ => database.primary()?,
+    };
+    Some(Route { node: database.node_of(primary)?, primary, epoch: database.epoch.reign() })
+}

@@ -1,0 +1,100 @@
+//! Leases as this node grants and holds them (DESIGN §5 *Reads*). The ring carries the datagrams.
+
+use super::gate::BootTime;
+use super::Agent;
+use quorate_model::{DatabaseId, Epoch, NodeId, PartitionMap};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// The longest lease that a node may grant; a daemon that starts assumes that it granted one just before.
+pub const MAX_LEASE: Duration = Duration::from_millis(400);
+
+/// Whom the primary of a database here asks for leases.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseWant {
+    pub database: DatabaseId,
+    pub epoch: Epoch,
+    pub voters: Vec<NodeId>,
+}
+
+/// Nanoseconds of CLOCK_BOOTTIME.
+pub fn boottime() -> BootTime {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+fn voter_nodes(map: &PartitionMap, database: DatabaseId) -> Vec<NodeId> {
+    let Some(record) = map.databases.get(&database) else { return Vec::new() };
+    let nodes: BTreeSet<NodeId> = record
+        .configurations()
+        .flat_map(|c| c.voters.iter())
+        .filter_map(|r| record.node_of(*r))
+        .collect();
+    nodes.into_iter().collect()
+}
+
+impl Agent {
+    /// For every primary here: the nodes of its voters.
+    pub fn lease_wants(&self) -> Vec<LeaseWant> {
+        let map = self.map();
+        self.replicas()
+            .iter()
+            .filter_map(|replica| {
+                let epoch = replica.state().leading?;
+                let voters = voter_nodes(&map, replica.database);
+                Some(LeaseWant { database: replica.database, epoch, voters })
+            })
+            .collect()
+    }
+
+    /// A voter's node granted a lease that runs until `until` by this node's clock.
+    pub fn lease_granted(&self, database: DatabaseId, epoch: Epoch, by: NodeId, until: BootTime) {
+        let map = self.map();
+        let Some(record) = map.databases.get(&database) else { return };
+        let Some(replica) = self.replica_of(database) else { return };
+        let holds = {
+            let mut state = replica.state();
+            if state.leading != Some(epoch) || state.promise.epoch() > epoch {
+                return;
+            }
+            let known = state.grants.entry(by).or_default();
+            *known = until.max(*known);
+            // Every configuration in force, that of a change under way included, must have granted.
+            let grants = &state.grants;
+            let until = record
+                .configurations()
+                .filter(|c| c.primary == replica.id)
+                .map(|c| c.lease_until(|r| grants.get(&record.node_of(r)?).copied()))
+                .min()
+                .flatten();
+            // Set under the lock: a fence drops the lease under the same lock after its promise.
+            if let Some(until) = until {
+                self.gates().set_lease(database, until);
+            }
+            until
+        };
+        if holds.is_none() {
+            tracing::trace!(database = %database, "a lease was granted, but not by enough voters");
+        }
+    }
+
+    /// Whether this node lets the primary of `epoch` release results until `until` (this node's clock). What is
+    /// granted is remembered before it is answered: a fence reports how long it still runs.
+    pub fn grant_lease(&self, database: DatabaseId, epoch: Epoch, until: BootTime) -> bool {
+        let Some(replica) = self.replica_of(database) else { return false };
+        let mut state = replica.state();
+        if state.promise.epoch() > epoch || state.leading.is_some() {
+            return false;
+        }
+        state.granted_until = state.granted_until.max(until);
+        true
+    }
+
+    /// The daemon did not run for a while: what it held may have been taken over meanwhile.
+    pub fn drop_leases(&self) {
+        for replica in self.replicas() {
+            replica.state().grants.clear();
+            self.gates().drop_lease(replica.database);
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! What agents say to each other over `Service::Agent`.
+
+use crate::decide::{Failure, Order, Reply};
+use quorate_model::ReplicaReport;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Are you there, and does your runtime run?
+    Ping,
+    /// From the coordinator to a replica's node.
+    Order(Order),
+    /// What do you hold?
+    Reports,
+    /// From every node to the coordinator, at every change and regularly.
+    Push(Vec<ReplicaReport>),
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Response {
+    Done,
+    Obeyed(Result<Reply, Failure>),
+    Reports(Vec<ReplicaReport>),
+}

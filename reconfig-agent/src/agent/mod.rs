@@ -1,0 +1,146 @@
+//! The replica agent: on every node, it keeps the replicas that the map places there and obeys the coordinator.
+//!
+//! Two things act on a replica. Its *keeper* makes the present follow the map: build, start, attach, demote, drop.
+//! *Orders* of the coordinator do what must happen at a certain point of a reconfiguration. Both decide under the
+//! replica's short lock against its promise, so a keeper that read an old map cannot undo a fence.
+//!
+//! **R7.** Until one linearizable read of the map after the start, no keeper runs and no order is obeyed: every
+//! gate and tunnel is closed.
+
+mod gate;
+mod keeper;
+mod lease;
+mod message;
+mod orders;
+mod promise;
+mod replica;
+mod reports;
+
+pub use gate::{BootTime, GateControl};
+pub use lease::{LeaseWant, MAX_LEASE, boottime};
+pub use message::{Request, Response};
+pub use reports::collect_reports;
+
+use crate::coordinator::Coordinator;
+use crate::instance::{Limits, OsUser, Postgres};
+use crate::map::{Leader, Map};
+use crate::tunnel::Upstreams;
+use quorate_model::{DatabaseId, NodeId, PartitionMap, ReplicaId};
+use quorate_transport::{Fault, Handler, Peers, Service, StreamKind, decode, encode};
+use replica::Replica;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+pub struct AgentConfig {
+    pub node: NodeId,
+    /// Where replicas' directories are.
+    pub replicas_dir: PathBuf,
+    /// Where sockets are; short, because socket paths end at 107 bytes.
+    pub run_dir: PathBuf,
+    pub postgres: Arc<Postgres>,
+    pub user: OsUser,
+    pub limits: Limits,
+}
+
+/// A cheap handle; all clones are the same agent.
+#[derive(Clone)]
+pub struct Agent(Arc<Inner>);
+
+struct Inner {
+    config: AgentConfig,
+    map: Arc<dyn Map>,
+    watch: watch::Receiver<Arc<PartitionMap>>,
+    peers: Arc<Peers>,
+    gates: Arc<dyn GateControl>,
+    upstreams: Arc<Upstreams>,
+    replicas: RwLock<BTreeMap<ReplicaId, Arc<Replica>>>,
+    /// Something a coordinator should hear of.
+    changed: Notify,
+    coordinator: OnceLock<Coordinator>,
+    leader: watch::Receiver<Leader>,
+    stop: CancellationToken,
+}
+
+impl Agent {
+    /// Registers the agent at the peer port and starts to keep replicas. The caller has made a linearizable read
+    /// of the map (R7).
+    pub fn start(
+        config: AgentConfig,
+        map: Arc<dyn Map>,
+        leader: watch::Receiver<Leader>,
+        peers: Arc<Peers>,
+        gates: Arc<dyn GateControl>,
+        stop: CancellationToken,
+    ) -> Agent {
+        let watch = map.watch();
+        let upstreams = Upstreams::new();
+        let agent = Agent(Arc::new(Inner {
+            config,
+            map,
+            watch,
+            peers: peers.clone(),
+            gates,
+            upstreams: upstreams.clone(),
+            replicas: RwLock::default(),
+            changed: Notify::new(),
+            coordinator: OnceLock::new(),
+            leader,
+            stop,
+        }));
+        peers.register_stream(StreamKind::Tunnel, upstreams);
+        tokio::spawn(agent.clone().keep());
+        tokio::spawn(agent.clone().sample());
+        tokio::spawn(agent.clone().push());
+        agent
+    }
+
+    /// Orders and reports are heard from now on; reports go to this coordinator while this node leads.
+    pub fn serve(&self, coordinator: Coordinator) {
+        if self.0.coordinator.set(coordinator).is_ok() {
+            self.0.peers.register(Service::Agent, Arc::new(self.clone()));
+        }
+    }
+
+    fn map(&self) -> Arc<PartitionMap> {
+        self.0.watch.borrow().clone()
+    }
+
+    fn gates(&self) -> &dyn GateControl {
+        self.0.gates.as_ref()
+    }
+
+    fn replicas(&self) -> Vec<Arc<Replica>> {
+        self.0.replicas.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn replica(&self, id: ReplicaId) -> Option<Arc<Replica>> {
+        self.0.replicas.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// The newest replica of a database here: an older one is on its way out.
+    fn replica_of(&self, database: DatabaseId) -> Option<Arc<Replica>> {
+        let replicas = self.0.replicas.read().unwrap_or_else(PoisonError::into_inner);
+        replicas.values().rfind(|r| r.database == database).cloned()
+    }
+}
+
+#[async_trait::async_trait]
+impl Handler for Agent {
+    async fn call(&self, from: NodeId, body: bytes::Bytes) -> Result<bytes::Bytes, Fault> {
+        let response = match decode::<Request>(&body)? {
+            Request::Ping => Response::Done,
+            Request::Reports => Response::Reports(self.reports()),
+            Request::Order(order) => Response::Obeyed(self.obey(order).await),
+            Request::Push(reports) => {
+                if let Some(coordinator) = self.0.coordinator.get() {
+                    coordinator.hear(from, reports);
+                }
+                Response::Done
+            }
+        };
+        Ok(encode(&response))
+    }
+}

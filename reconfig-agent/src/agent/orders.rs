@@ -1,0 +1,278 @@
+//! Carrying out the coordinator's orders. Each may come twice; an order of an epoch older than the promise is
+//! refused and changes nothing.
+
+use super::lease::boottime;
+use super::replica::Replica;
+use super::Agent;
+use crate::decide::{Failure, Fenced, Order, Promoted, Reply, What};
+use crate::instance::{InstanceError, StopMode};
+use crate::tunnel::Route;
+use quorate_model::position::{Relation, relate};
+use quorate_model::{Epoch, InstanceRole, Lineage, NodeId, ReplicaId, RunState};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A fence that cannot find the end of the log in this time answers without.
+const POSITION_DEADLINE: Duration = Duration::from_millis(1_500);
+/// A barrier that the quorum does not acknowledge in this time is given up and ordered again.
+const BARRIER_DEADLINE: Duration = Duration::from_secs(4);
+const STOP_DEADLINE: Duration = Duration::from_secs(15);
+
+fn failed(error: InstanceError) -> Failure {
+    Failure::Instance(error.to_string())
+}
+
+impl Agent {
+    pub(super) async fn obey(&self, order: Order) -> Result<Reply, Failure> {
+        let replica = self.replica(order.replica).ok_or(Failure::NotHere(order.replica))?;
+        let epoch = order.epoch;
+        let result = match order.what {
+            What::Fence => self.fence(&replica, epoch).await,
+            What::Promote { sync_names, allowed, uuid } => {
+                self.promote(&replica, epoch, &sync_names, allowed, uuid).await
+            }
+            What::Attach { primary, node, history } => {
+                self.attach(&replica, epoch, primary, node, history).await
+            }
+            What::Barrier { sync_names, allowed, uuid } => {
+                self.barrier(&replica, epoch, &sync_names, allowed, uuid).await
+            }
+            What::Open => self.open(&replica, epoch),
+            What::Checkpoint => {
+                replica.instance.checkpoint().await.map_err(failed)?;
+                Ok(Reply::Done)
+            }
+            What::Retire { drain_ms } => self.retire(&replica, epoch, drain_ms).await,
+        };
+        replica.wake.notify_one();
+        self.0.changed.notify_one();
+        result
+    }
+
+    fn promised(&self, replica: &Replica, epoch: Epoch) -> Result<(), Failure> {
+        let mut state = replica.state();
+        match state.promise.make(epoch) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(promise)) => Err(Failure::Promised { replica: replica.id, promise }),
+            Err(e) => Err(Failure::Instance(format!("the promise cannot be written: {e}"))),
+        }
+    }
+
+    async fn fence(&self, replica: &Arc<Replica>, epoch: Epoch) -> Result<Reply, Failure> {
+        self.promised(replica, epoch)?;
+        let (role, lease_left_ms) = {
+            let mut state = replica.state();
+            state.validated = None;
+            if state.leading.is_some_and(|l| l < epoch.reign()) {
+                state.leading = None;
+                state.grants.clear();
+                self.gates().drop_lease(replica.database);
+                self.gates().hold(replica.database);
+            }
+            let left = state.granted_until.saturating_sub(boottime());
+            (state.role, left.div_ceil(1_000_000))
+        };
+        self.0.upstreams.cut_all(replica.database).await;
+        replica.downstream.cut().await;
+        let run = replica.state().run.clone();
+        let (position, note) = if run != RunState::Running && run != RunState::Starting {
+            (None, format!("{} is {}", replica.id, run.name()))
+        } else {
+            match tokio::time::timeout(POSITION_DEADLINE, replica.instance.position()).await {
+                Ok(Ok(position)) => (Some(position), String::new()),
+                Ok(Err(e)) => (None, e.to_string()),
+                Err(_) => (None, format!("{} did not say where its log ends in time", replica.id)),
+            }
+        };
+        tracing::info!(
+            database = %replica.database, replica = %replica.id, %epoch, lease_left_ms,
+            position = ?position.map(|p| (p.epoch.to_string(), p.lsn.to_string())), note, "fenced"
+        );
+        Ok(Reply::Fenced(Fenced { position, role, lease_left_ms, note }))
+    }
+
+    async fn promote(
+        &self,
+        replica: &Arc<Replica>,
+        epoch: Epoch,
+        sync_names: &str,
+        allowed: BTreeSet<ReplicaId>,
+        uuid: uuid::Uuid,
+    ) -> Result<Reply, Failure> {
+        self.promised(replica, epoch)?;
+        let _changing = replica.changing.lock().await;
+        replica.downstream.cut().await;
+        // R6: whoever may acknowledge is named before the first write of the reign.
+        replica.instance.set_sync_names(sync_names).await.map_err(failed)?;
+        let slots = allowed.iter().map(|r| r.standby_name()).collect();
+        let was_primary = replica.state().role == InstanceRole::Primary;
+        let promoted = replica.instance.promote().await.map_err(failed)?;
+        replica.instance.ensure_slots(&slots).await.map_err(failed)?;
+        {
+            let mut state = replica.state();
+            if state.promise.epoch() != epoch.reign() {
+                return Err(Failure::Promised { replica: replica.id, promise: state.promise.epoch() });
+            }
+            state.role = InstanceRole::Primary;
+            state.leading = Some(epoch.reign());
+            state.validated = Some(epoch.reign());
+            state.grants.clear();
+            state.retired = false;
+            let sockets = replica.instance.socket_dir();
+            self.0.upstreams.admit(replica.database, replica.id, epoch.reign(), sockets, allowed);
+        }
+        self.gates().renew_leases();
+        tracing::info!(
+            database = %replica.database, replica = %replica.id, %epoch,
+            timeline = %promoted.timeline, promoted = !was_primary, "primary"
+        );
+        Ok(Reply::Promoted(Promoted {
+            promoted: !was_primary,
+            timeline: promoted.timeline,
+            history: promoted.history,
+            lsn: promoted.lsn,
+            uuid,
+        }))
+    }
+
+    async fn attach(
+        &self,
+        replica: &Arc<Replica>,
+        epoch: Epoch,
+        primary: ReplicaId,
+        node: NodeId,
+        history: Option<Lineage>,
+    ) -> Result<Reply, Failure> {
+        self.promised(replica, epoch)?;
+        let route = Route { node, primary, epoch: epoch.reign() };
+        if replica.state().role == InstanceRole::Primary {
+            self.demote(replica, "another replica is primary now").await?;
+            return Err(Failure::Instance(format!("{} is being demoted", replica.id)));
+        }
+        let mut lineage = self
+            .map()
+            .databases
+            .get(&replica.database)
+            .map(|d| d.lineage.clone())
+            .unwrap_or_default();
+        lineage.extend(history);
+        self.attach_checked(replica, route, &lineage).await?;
+        Ok(Reply::Done)
+    }
+
+    /// Attaches a standby to a primary if its log is a prefix of the history, once a reign.
+    pub(super) async fn attach_checked(
+        &self,
+        replica: &Arc<Replica>,
+        route: Route,
+        lineage: &[Lineage],
+    ) -> Result<(), Failure> {
+        let reign = route.epoch;
+        if replica.state().validated != Some(reign) {
+            replica.downstream.cut().await;
+            let position = replica.instance.position().await.map_err(failed)?;
+            if relate(lineage, &position) == Relation::Divergent {
+                replica.set_divergent(&position);
+                self.0.changed.notify_one();
+                return Err(Failure::Divergent {
+                    replica: replica.id,
+                    lsn: position.lsn,
+                    timeline: position.timeline,
+                });
+            }
+        }
+        let mut state = replica.state();
+        if state.promise.epoch() > reign {
+            return Err(Failure::Promised { replica: replica.id, promise: state.promise.epoch() });
+        }
+        state.validated = Some(reign);
+        replica.downstream.attach(route);
+        Ok(())
+    }
+
+    async fn barrier(
+        &self,
+        replica: &Arc<Replica>,
+        epoch: Epoch,
+        sync_names: &str,
+        allowed: BTreeSet<ReplicaId>,
+        uuid: uuid::Uuid,
+    ) -> Result<Reply, Failure> {
+        self.leads(replica, epoch)?;
+        // R2: first nobody else replicates, then the names, then the write.
+        {
+            let state = replica.state();
+            if state.promise.epoch() > epoch.reign() {
+                return Err(Failure::Promised { replica: replica.id, promise: state.promise.epoch() });
+            }
+            let sockets = replica.instance.socket_dir();
+            self.0.upstreams.admit(replica.database, replica.id, epoch.reign(), sockets, allowed.clone());
+        }
+        let slots = allowed.iter().map(|r| r.standby_name()).collect();
+        replica.instance.ensure_slots(&slots).await.map_err(failed)?;
+        replica.instance.set_sync_names(sync_names).await.map_err(failed)?;
+        let lsn = replica.instance.write_epoch(epoch, uuid, BARRIER_DEADLINE).await.map_err(failed)?;
+        self.leads(replica, epoch)?;
+        Ok(Reply::Passed { lsn })
+    }
+
+    fn leads(&self, replica: &Replica, epoch: Epoch) -> Result<(), Failure> {
+        let state = replica.state();
+        let promise = state.promise.epoch();
+        if promise > epoch.reign() {
+            return Err(Failure::Promised { replica: replica.id, promise });
+        }
+        if state.leading != Some(epoch.reign()) {
+            return Err(Failure::Instance(format!("{} is not the primary of epoch {epoch}", replica.id)));
+        }
+        Ok(())
+    }
+
+    fn open(&self, replica: &Arc<Replica>, epoch: Epoch) -> Result<Reply, Failure> {
+        self.leads(replica, epoch)?;
+        let state = replica.state();
+        if state.promise.epoch() > epoch.reign() {
+            return Err(Failure::Promised { replica: replica.id, promise: state.promise.epoch() });
+        }
+        self.gates().open(replica.database, epoch.reign(), &replica.instance.socket_dir());
+        drop(state);
+        self.gates().renew_leases();
+        Ok(Reply::Done)
+    }
+
+    async fn retire(&self, replica: &Arc<Replica>, epoch: Epoch, drain_ms: u64) -> Result<Reply, Failure> {
+        self.leads(replica, epoch)?;
+        let (kept, cut) = self.gates().park(replica.database, Duration::from_millis(drain_ms)).await;
+        let _changing = replica.changing.lock().await;
+        replica.state().retired = true;
+        let stopped = replica.instance.stop(StopMode::Fast, STOP_DEADLINE).await.map_err(failed);
+        let mut state = replica.state();
+        state.role = InstanceRole::Unknown;
+        state.leading = None;
+        state.run = RunState::Stopped("stopped for a switchover".to_owned());
+        drop(state);
+        stopped?;
+        Ok(Reply::Retired { kept, cut })
+    }
+
+    /// A primary that was replaced: its sessions end, its instance stops where it is and starts as a standby.
+    pub(super) async fn demote(&self, replica: &Arc<Replica>, why: &str) -> Result<(), Failure> {
+        let _changing = replica.changing.lock().await;
+        self.gates().drop_lease(replica.database);
+        self.gates().close(replica.database, why);
+        self.0.upstreams.cut_all(replica.database).await;
+        {
+            let mut state = replica.state();
+            state.leading = None;
+            state.grants.clear();
+            state.validated = None;
+        }
+        // Not a fast stop: its shutdown checkpoint would be one more record that the history does not hold.
+        replica.instance.stop(StopMode::Immediate, STOP_DEADLINE).await.map_err(failed)?;
+        let mut state = replica.state();
+        state.role = InstanceRole::Unknown;
+        state.run = RunState::Stopped(why.to_owned());
+        Ok(())
+    }
+}

@@ -1,0 +1,74 @@
+//! Decisions of the reconfiguration agent: functions of values.
+//!
+//! [`next`] looks at one database's record, at what is known of its replicas and at how far the orders given so
+//! far got, and says what to do now. It never waits, sends, reads a clock or draws a number, so the daemon, a
+//! simulator and a model checker run the same decisions.
+//!
+//! **Invariant.** Everything that changes the record is proposed against the version that was looked at here
+//! (R4). Everything that is ordered names the epoch that was looked at here.
+
+pub mod election;
+pub mod order;
+pub mod reconfigure;
+pub mod settle;
+pub mod timers;
+pub mod view;
+
+pub use order::{Failure, Fenced, Order, OrderKind, Promoted, Reply, What};
+pub use timers::Timers;
+pub use view::{Heard, Health, NodeDown, Progress, Trigger, View};
+
+use quorate_model::{Change, Database, EventKind, OperationId, OperationState, Phase, ReplicaId};
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Propose a change of the record, at the version that was decided against.
+    Propose { change: Change, note: Note },
+    /// Begin a reconfiguration for this reason.
+    Elect(Trigger),
+    /// Give an order to the node of its replica.
+    Order(Order),
+    /// Say where an operation stands, if that is not what the map says already.
+    Progress { operation: OperationId, step: String },
+    EndOperation { operation: OperationId, state: OperationState },
+}
+
+/// What to record for people when a proposal is accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    Nothing,
+    Event { kind: EventKind, reason: String, from: Option<ReplicaId>, to: Option<ReplicaId> },
+    /// The end of a reconfiguration: the event carries its trigger and the time of its steps.
+    Reconfigured,
+}
+
+/// What to do now for this database. Nothing is decided twice: orders under way are in `progress`, and a proposal
+/// that was accepted changes the record.
+pub fn next(view: &View<'_>, database: &Database, progress: &Progress) -> Vec<Act> {
+    match &database.phase {
+        Phase::Creating => settle::creating(view, database, progress),
+        Phase::Dropping => settle::dropping(view, database),
+        Phase::Stable => settle::stable(view, database, progress),
+        Phase::Joint => settle::joint(view, database, progress),
+        Phase::Electing { .. } | Phase::QuorumLost { .. } => {
+            reconfigure::electing(view, database, progress)
+        }
+        Phase::Promoting { .. } => reconfigure::promoting(view, database, progress),
+        Phase::Switching { .. } => reconfigure::switching(view, database, progress),
+    }
+}
+
+/// An order to the node of `replica`, unless the same is under way or has just failed.
+fn order(
+    view: &View<'_>,
+    database: &Database,
+    progress: &Progress,
+    replica: ReplicaId,
+    what: What,
+) -> Option<Act> {
+    if !progress.may_send(what.kind(), replica, view.now_ms) {
+        return None;
+    }
+    Some(Act::Order(Order { database: database.id, replica, epoch: database.epoch, what }))
+}

@@ -1,0 +1,306 @@
+//! Electing, promoting and switching over (DESIGN §5, steps c and d).
+
+use super::election::{self, Ballot, Outcome};
+use super::view::{Health, Progress, Trigger, View};
+use super::{order, Act, Note, What};
+use quorate_model::{
+    Change, Database, EventKind, InstanceRole, Lineage, Phase, ReplicaId, RunState,
+};
+use std::collections::BTreeSet;
+
+/// A failed order is repeated so often before a new election replaces the candidate.
+const PROMOTE_TRIES: u32 = 3;
+
+/// A coordinator that did not give the orders of this reign itself knows nothing of them: it starts over.
+fn is_mine(view: &View<'_>, database: &Database, progress: &Progress) -> bool {
+    database.phase.coordinator() == Some(view.me) && progress.reign == database.epoch.reign()
+}
+
+fn take_over(view: &View<'_>, database: &Database) -> Vec<Act> {
+    let former = database.phase.coordinator().unwrap_or(view.me);
+    vec![Act::Elect(Trigger {
+        reason: format!("coordinator {former} left the database {}", database.phase.name()),
+        reported_by: Some(view.me),
+        detect_ms: 0,
+        from: database.current.primary,
+        restart: false,
+        switchover: false,
+        wish: None,
+    })]
+}
+
+/// Electing and QuorumLost: fence everybody, judge the answers.
+pub fn electing(view: &View<'_>, database: &Database, progress: &Progress) -> Vec<Act> {
+    if !is_mine(view, database, progress) {
+        return take_over(view, database);
+    }
+    let mut acts: Vec<Act> = database
+        .replicas
+        .keys()
+        .filter(|r| progress.fences.get(r).is_none_or(|f| f.position.is_none()))
+        .filter_map(|r| order(view, database, progress, *r, What::Fence))
+        .collect();
+    let awaited = awaited(view, database, progress);
+    let wish = progress.trigger.as_ref().and_then(|t| t.wish);
+    let ballot = Ballot { database, fences: &progress.fences, awaited: &awaited, wish };
+    match election::judge(&ballot) {
+        Outcome::Elected(current) => acts.push(Act::Propose {
+            change: Change::Promote { coordinator: view.me, current },
+            note: Note::Nothing,
+        }),
+        Outcome::Patience => {}
+        Outcome::Uncovered { missing } => {
+            let waited = view.now_ms.saturating_sub(progress.entered_ms);
+            let recorded = match &database.phase {
+                Phase::QuorumLost { missing: known, .. } => *known == missing,
+                _ => waited < view.timers.quorum_lost_after,
+            };
+            if !recorded {
+                let names: Vec<String> = missing.iter().map(|r| describe(view, database, *r)).collect();
+                acts.push(Act::Propose {
+                    change: Change::LoseQuorum { coordinator: view.me, missing },
+                    note: Note::Event {
+                        kind: EventKind::QuorumLost,
+                        reason: format!("the position of one of these is missing: {}", names.join(", ")),
+                        from: None,
+                        to: None,
+                    },
+                });
+            }
+        }
+    }
+    acts
+}
+
+fn describe(view: &View<'_>, database: &Database, replica: ReplicaId) -> String {
+    let node = database.node_of(replica).and_then(|n| view.map.nodes.get(&n));
+    format!("{replica} on {}", node.map_or("?", |n| n.name.as_str()))
+}
+
+/// Whose answers are still worth a wait: nobody whose node is down; the others for the grace; a possibly healthy
+/// incumbent longer, because its re-election costs no session; a restarted incumbent longest, because it is
+/// likely the most advanced and would otherwise have to be rebuilt.
+fn awaited(view: &View<'_>, database: &Database, progress: &Progress) -> BTreeSet<ReplicaId> {
+    let incumbent = database.current.primary;
+    let waited = view.now_ms.saturating_sub(progress.entered_ms);
+    let trigger = progress.trigger.as_ref();
+    let members = database.members();
+    database
+        .replicas
+        .iter()
+        .filter(|(_, replica)| !view.down.contains_key(&replica.node))
+        .map(|(id, _)| *id)
+        .filter(|r| progress.fences.get(r).is_none_or(|f| f.position.is_none()))
+        .filter(|r| {
+            let answered = progress.fences.contains_key(r);
+            let starting = matches!(
+                view.report(*r).map(|x| &x.run),
+                Some(RunState::Starting | RunState::Running) | None
+            );
+            if trigger.is_some_and(|t| t.restart) && members.contains(r) && starting {
+                return waited < view.timers.restart_patience;
+            }
+            if *r == incumbent {
+                return !answered && waited < view.timers.incumbent_grace;
+            }
+            members.contains(r) && !answered && waited < view.timers.grace
+        })
+        .collect()
+}
+
+/// Promoting: promote, attach, barrier, wait out the lease, open, record.
+pub fn promoting(view: &View<'_>, database: &Database, progress: &Progress) -> Vec<Act> {
+    let fenced: BTreeSet<ReplicaId> =
+        progress.fences.iter().filter(|(_, f)| f.position.is_some()).map(|(r, _)| *r).collect();
+    if !is_mine(view, database, progress) || !fenced.contains(&database.current.primary) {
+        return take_over(view, database);
+    }
+    let candidate = database.current.primary;
+    let restart = |reason: String| {
+        vec![Act::Elect(Trigger {
+            reason,
+            reported_by: Some(view.me),
+            detect_ms: 0,
+            from: candidate,
+            restart: false,
+            switchover: false,
+            wish: None,
+        })]
+    };
+    if let Some(down) = database.node_of(candidate).and_then(|n| view.down.get(&n)) {
+        return restart(format!("the candidate's node was silent for {} ms", down.silent_ms));
+    }
+    let Some(promoted) = &progress.promoted else {
+        let failures = progress.failures_of(super::OrderKind::Promote, candidate);
+        if failures >= PROMOTE_TRIES {
+            return restart(format!("promotion of {candidate} failed {failures} times"));
+        }
+        let what = What::Promote {
+            sync_names: database.current.sync_names(),
+            allowed: allowed(database),
+            uuid: uuid_of(database),
+        };
+        return order(view, database, progress, candidate, what).into_iter().collect();
+    };
+    // The candidate ended after its promotion: its report says so, and only a new election helps.
+    if let Some(RunState::Stopped(why) | RunState::Failed(why)) = view.report(candidate).map(|r| &r.run) {
+        if view.reports.get(&candidate).is_some_and(|h| h.at_ms > progress.entered_ms) {
+            return restart(format!("candidate {candidate} stopped: {why}"));
+        }
+    }
+    let lineage = lineage(database, promoted);
+    let mut acts: Vec<Act> = database
+        .replicas
+        .keys()
+        .filter(|r| **r != candidate && !progress.attached.contains(r) && !progress.divergent.contains(r))
+        .filter(|r| progress.fences.contains_key(r))
+        .filter_map(|r| {
+            let node = database.node_of(candidate)?;
+            let what = What::Attach { primary: candidate, node, history: lineage.clone() };
+            order(view, database, progress, *r, what)
+        })
+        .collect();
+    if !progress.passed_barrier_of(database.epoch) {
+        acts.extend(order(view, database, progress, candidate, barrier(database)));
+        acts.extend(replace_placeholders(view, database, progress));
+        return acts;
+    }
+    if view.now_ms < progress.lease_until_ms {
+        return acts;
+    }
+    if !progress.opened {
+        acts.extend(order(view, database, progress, candidate, What::Open));
+        return acts;
+    }
+    acts.push(Act::Propose { change: Change::Stabilize { lineage }, note: Note::Reconfigured });
+    acts
+}
+
+/// No voter of the new configuration answers: the barrier waits for one of them to return, or for a learner that
+/// a further election can make a voter. Meanwhile such a learner is built.
+fn replace_placeholders(view: &View<'_>, database: &Database, progress: &Progress) -> Vec<Act> {
+    let candidate = database.current.primary;
+    let live = |r: &ReplicaId| {
+        view.health(database, *r) == Health::Well && !progress.divergent.contains(r)
+    };
+    if database.current.voters.iter().any(live)
+        || view.now_ms.saturating_sub(progress.entered_ms) < view.timers.shrink_after
+    {
+        return Vec::new();
+    }
+    let learners: Vec<ReplicaId> =
+        database.replicas.keys().copied().filter(|r| !database.current.contains(*r)).collect();
+    if let Some(ready) = learners.iter().find(|r| view.is_ready(database, **r)) {
+        return vec![Act::Elect(Trigger {
+            reason: format!("{ready} was built to replace the voters of {candidate}"),
+            reported_by: Some(view.me),
+            detect_ms: 0,
+            from: candidate,
+            restart: false,
+            switchover: false,
+            wish: None,
+        })];
+    }
+    let building = learners
+        .iter()
+        .any(|r| !progress.divergent.contains(r) && !is_down(view, database, *r));
+    if building || view.now_ms.saturating_sub(progress.entered_ms) < view.timers.replace_after {
+        return Vec::new();
+    }
+    super::settle::allocate(view, database).into_iter().collect()
+}
+
+fn is_down(view: &View<'_>, database: &Database, replica: ReplicaId) -> bool {
+    database.node_of(replica).is_some_and(|n| view.down.contains_key(&n))
+}
+
+/// Who may replicate from the primary: every replica of the record but itself.
+pub fn allowed(database: &Database) -> BTreeSet<ReplicaId> {
+    database.replicas.keys().copied().filter(|r| *r != database.current.primary).collect()
+}
+
+/// The barrier of the configuration in force: it names the voters and cuts everybody else first (R2).
+pub fn barrier(database: &Database) -> What {
+    let removed: BTreeSet<ReplicaId> = database
+        .previous
+        .iter()
+        .flat_map(|c| c.members())
+        .filter(|r| !database.current.contains(*r))
+        .collect();
+    let in_joint = database.phase == Phase::Joint;
+    What::Barrier {
+        sync_names: database.current.sync_names(),
+        allowed: allowed(database).into_iter().filter(|r| !(in_joint && removed.contains(r))).collect(),
+        uuid: uuid_of(database),
+    }
+}
+
+/// A number that is unique to a reign of a database, the same for every coordinator that asks, so that repeating
+/// an order changes nothing.
+fn uuid_of(database: &Database) -> uuid::Uuid {
+    let high = (database.id.0 as u128) << 96 | (database.epoch.data_loss as u128) << 80;
+    uuid::Uuid::from_u128(high | (database.epoch.primary as u128) << 16 | 0x8000_4000)
+}
+
+/// The new entry of the history, when a promotion made one: it starts where the new timeline's history left the
+/// timeline of the last recorded entry, whatever happened in elections between that were never recorded.
+pub fn lineage(database: &Database, promoted: &super::Promoted) -> Option<Lineage> {
+    let last = database.lineage.last();
+    if last.is_some_and(|l| l.timeline == promoted.timeline) && !promoted.promoted {
+        return None;
+    }
+    let left = last.and_then(|l| promoted.history.iter().find(|(t, _)| *t == l.timeline));
+    let start_lsn = left
+        .or(promoted.history.last())
+        .map_or(promoted.lsn, |(_, lsn)| *lsn);
+    Some(Lineage {
+        epoch: database.epoch.reign(),
+        timeline: promoted.timeline,
+        start_lsn,
+        uuid: promoted.uuid,
+    })
+}
+
+/// Switching: the old primary stops at a transaction boundary, then a normal election finds everybody equal.
+pub fn switching(view: &View<'_>, database: &Database, progress: &Progress) -> Vec<Act> {
+    let from = database.current.primary;
+    let Phase::Switching { to, coordinator } = &database.phase else { return Vec::new() };
+    let elect = |reason: String| {
+        vec![Act::Elect(Trigger {
+            reason,
+            reported_by: Some(view.me),
+            detect_ms: 0,
+            from,
+            restart: false,
+            switchover: true,
+            wish: *to,
+        })]
+    };
+    if *coordinator != view.me {
+        return elect(format!("coordinator {coordinator} left the switchover"));
+    }
+    if let Health::Unwell { reason, .. } = view.health(database, from) {
+        if !progress.retired && !progress.in_flight.contains(&(super::OrderKind::Retire, from)) {
+            return elect(format!("switchover, and {reason}"));
+        }
+    }
+    if progress.retired {
+        return elect("switchover".to_owned());
+    }
+    if progress.failures_of(super::OrderKind::Retire, from) > 0 {
+        return elect("switchover; the old primary did not stop in time".to_owned());
+    }
+    order(view, database, progress, from, What::Retire { drain_ms: view.timers.drain })
+        .into_iter()
+        .collect()
+}
+
+/// Whether the record says that somebody became primary who was not before.
+pub fn is_reelection(progress: &Progress) -> bool {
+    progress.promoted.as_ref().is_some_and(|p| !p.promoted)
+}
+
+/// Whether the incumbent answered as a primary.
+pub fn incumbent_answered(progress: &Progress, incumbent: ReplicaId) -> bool {
+    progress.fences.get(&incumbent).is_some_and(|f| f.role == InstanceRole::Primary)
+}

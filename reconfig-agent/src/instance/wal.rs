@@ -1,0 +1,179 @@
+//! Just enough of PostgreSQL's log format to tell whether the record that follows the last replayed one is whole.
+//! Pure; the bytes come through a function.
+//!
+//! The format is that of `src/include/access/xlog_internal.h` and `xlogrecord.h`, unchanged from 9.5 to 18:
+//!
+//! ```text
+//! page (8192)   | header 24, or 40 on the first page of a segment | data of records ...
+//! record        | xl_tot_len u32 | xl_xid u32 | xl_prev u64 | xl_info u8 | xl_rmid u8 | pad 2 | xl_crc u32 | ...
+//! ```
+//! Records begin at multiples of 8, so the length is never split between pages; a record goes on after the header
+//! of the next page.
+
+use quorate_model::{Lsn, Timeline};
+
+pub const PAGE_BYTES: u64 = 8192;
+/// initdb is told this size.
+pub const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
+const SHORT_HEADER_BYTES: u64 = 24;
+const LONG_HEADER_BYTES: u64 = 40;
+/// `SizeOfXLogRecord`: no record is shorter.
+const RECORD_HEADER_BYTES: u32 = 24;
+const ALIGNMENT_BYTES: u64 = 8;
+
+/// What stands at a position that replay has not passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tail {
+    /// A record of which every byte is there, as far as its length says: replay will pass it.
+    Whole { end: Lsn },
+    /// The log ends inside the record, or before it: replay cannot pass it.
+    Partial,
+    /// No record begins here. Replay stops for good.
+    Invalid,
+}
+
+/// Judges the record at `at` in a log that holds valid bytes up to `end`. `read_u32` gives the four bytes at a
+/// position below `end`, or nothing when there is no such file.
+pub fn tail(at: Lsn, end: Lsn, read_u32: impl FnOnce(Lsn) -> Option<u32>) -> Tail {
+    let start = skip_header(at);
+    if end.0 < start.0.saturating_add(4) {
+        return Tail::Partial;
+    }
+    let Some(length) = read_u32(start) else { return Tail::Partial };
+    if length < RECORD_HEADER_BYTES {
+        return Tail::Invalid;
+    }
+    let record_end = record_end(start, length);
+    if record_end.0 <= end.0 { Tail::Whole { end: align(record_end) } } else { Tail::Partial }
+}
+
+/// Where a record begins when the one before ended at `lsn`.
+pub fn skip_header(lsn: Lsn) -> Lsn {
+    if lsn.0.is_multiple_of(PAGE_BYTES) { Lsn(lsn.0 + header_bytes(lsn.0)) } else { lsn }
+}
+
+/// The position after the last byte of the record of `length` bytes at `start`, across page headers.
+pub fn record_end(start: Lsn, length: u32) -> Lsn {
+    let mut at = start.0;
+    let mut left = u64::from(length);
+    loop {
+        let page_end = at - at % PAGE_BYTES + PAGE_BYTES;
+        if left <= page_end - at {
+            return Lsn(at + left);
+        }
+        left -= page_end - at;
+        at = page_end + header_bytes(page_end);
+    }
+}
+
+pub fn align(lsn: Lsn) -> Lsn {
+    Lsn(lsn.0.next_multiple_of(ALIGNMENT_BYTES))
+}
+
+fn header_bytes(page: u64) -> u64 {
+    if page.is_multiple_of(SEGMENT_BYTES) { LONG_HEADER_BYTES } else { SHORT_HEADER_BYTES }
+}
+
+/// The name of the segment file that holds `lsn`: timeline, then the segment's number in two halves.
+pub fn segment_name(timeline: Timeline, lsn: Lsn) -> String {
+    let segment = lsn.0 / SEGMENT_BYTES;
+    let per_id = (1u64 << 32) / SEGMENT_BYTES;
+    format!("{:08X}{:08X}{:08X}", timeline.0, segment / per_id, segment % per_id)
+}
+
+/// The timeline of a segment's or a history file's name; nothing for any other file.
+pub fn timeline_of_file(name: &str) -> Option<Timeline> {
+    let stem = name.strip_suffix(".history").unwrap_or(name);
+    let expected = if stem.len() == name.len() { 24 } else { 8 };
+    if stem.len() != expected || !stem.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    u32::from_str_radix(&stem[..8], 16).ok().map(Timeline)
+}
+
+pub fn history_name(timeline: Timeline) -> String {
+    format!("{:08X}.history", timeline.0)
+}
+
+/// Reads a history file: one line for each timeline that was left, `<timeline> <tab> <where> <tab> <why>`,
+/// oldest first.
+pub fn parse_history(text: &str) -> Option<Vec<(Timeline, Lsn)>> {
+    let mut history = Vec::new();
+    for line in text.lines() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let mut words = line.split_whitespace();
+        let timeline = words.next()?.parse().ok().map(Timeline)?;
+        let left_at: Lsn = words.next()?.parse().ok()?;
+        if history.last().is_some_and(|(before, _)| *before >= timeline) {
+            return None;
+        }
+        history.push((timeline, left_at));
+    }
+    Some(history)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_crosses_pages_and_segments() {
+        assert_eq!(record_end(Lsn(0x2000_028), 100), Lsn(0x2000_028 + 100));
+        // Up to the page's end exactly, and one byte more.
+        assert_eq!(record_end(Lsn(8192 + 8092), 100), Lsn(16384));
+        assert_eq!(record_end(Lsn(8192 + 8092), 101), Lsn(16384 + 24 + 1));
+        // Over the segment's end: a long header.
+        assert_eq!(record_end(Lsn(SEGMENT_BYTES - 8), 32), Lsn(SEGMENT_BYTES + 40 + 24));
+        // Over several pages.
+        assert_eq!(record_end(Lsn(8192 + 24), 8168 * 3), Lsn(8192 * 4));
+    }
+
+    #[test]
+    fn the_tail_is_whole_only_with_its_last_byte() {
+        let at = Lsn(3 * 8192 - 16);
+        let read = |wanted: Lsn, value: u32| {
+            move |lsn: Lsn| {
+                assert_eq!(lsn, wanted);
+                Some(value)
+            }
+        };
+        // 50 bytes: 16 on this page, 34 after the next header; the next record begins aligned.
+        let end = 3 * 8192 + 24 + 34;
+        assert_eq!(tail(at, Lsn(end), read(at, 50)), Tail::Whole { end: Lsn(end + 6) });
+        assert_eq!(tail(at, Lsn(end - 1), read(at, 50)), Tail::Partial);
+        assert_eq!(tail(at, Lsn(at.0 + 3), |_| None), Tail::Partial);
+        assert_eq!(tail(at, Lsn(end), read(at, 0)), Tail::Invalid);
+        // At a page's edge the record begins behind the header.
+        let edge = Lsn(8192 * 2);
+        assert_eq!(tail(edge, Lsn(edge.0 + 24), |_| None), Tail::Partial);
+        assert_eq!(
+            tail(edge, Lsn(edge.0 + 64), read(Lsn(edge.0 + 24), 40)),
+            Tail::Whole { end: Lsn(edge.0 + 64) }
+        );
+    }
+
+    #[test]
+    fn file_names() {
+        let lsn = Lsn(0x1_2345_6789);
+        assert_eq!(segment_name(Timeline(3), lsn), "000000030000000100000023");
+        assert_eq!(timeline_of_file("000000030000000100000023"), Some(Timeline(3)));
+        assert_eq!(timeline_of_file("0000000A.history"), Some(Timeline(10)));
+        for other in ["archive_status", "000000030000000100000023.partial", "xlogtemp.12", ""] {
+            assert_eq!(timeline_of_file(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn histories() {
+        let text = "1\t0/3000060\tno recovery target specified\n\n2\t0/50000A8\tx\n";
+        assert_eq!(
+            parse_history(text),
+            Some(vec![(Timeline(1), Lsn(0x300_0060)), (Timeline(2), Lsn(0x500_00A8))])
+        );
+        assert_eq!(parse_history("2\t0/1\tx\n1\t0/2\tx\n"), None);
+        assert_eq!(parse_history("garbage"), None);
+    }
+}

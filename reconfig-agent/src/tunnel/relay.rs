@@ -1,0 +1,151 @@
+//! A connection on its way: both directions between a standby's side and a primary's side, in one task.
+//!
+//! This is in the path of every commit, so: no timer, no channel and no lock a frame, both directions polled in the same
+//! task, bytes written from where they were read, only heads of messages looked at. Replication has no half-open
+//! connections: when one side ends, what it said is delivered and the relay ends.
+//!
+//! Room for later: a rate limit, or a position beyond which a learner is held back, would make [`Relay`] stop reading
+//! from the primary's side until it is lifted; the [`Observe`]r sees every position that such a rule needs.
+
+use super::pump::{Pump, PumpError, Step};
+use super::scan::Malformed;
+use super::tap::{Sighting, Tap};
+use super::telemetry::Traffic;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Sleep;
+
+/// How long one side may take for the last bytes of the other.
+const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+
+/// Rounds of both directions before other tasks get their turn, and whoever wants to cut gets the lock.
+const ROUNDS_PER_POLL: u32 = 16;
+
+/// Told what passes. Called inside the relay's poll: must not block.
+pub trait Observe: Send + Unpin {
+    /// Before the bytes leave.
+    fn saw(&mut self, sighting: Sighting);
+    /// Everything received from the standby so far was handed to the primary's side.
+    fn delivered_to_primary(&mut self) {}
+}
+
+/// How a relay ended.
+#[derive(Debug, thiserror::Error)]
+pub enum End {
+    #[error("the standby's side closed the connection")]
+    Standby,
+    #[error("the primary's side closed the connection")]
+    Primary,
+    #[error("the connection broke: {0}")]
+    Broken(std::io::Error),
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error("one side did not take the last bytes of the other")]
+    Undelivered,
+    #[error("it was cut")]
+    Cut,
+}
+
+impl From<PumpError> for End {
+    fn from(error: PumpError) -> End {
+        match error {
+            PumpError::Sink(error) => End::Broken(error),
+            PumpError::Malformed(malformed) => End::Malformed(malformed),
+        }
+    }
+}
+
+/// `S` is the standby's side, `P` the primary's.
+pub struct Relay<S, P, O> {
+    standby: S,
+    primary: P,
+    observer: O,
+    tap: Tap,
+    down: Pump,
+    up: Pump,
+    drain: Option<Pin<Box<Sleep>>>,
+    traffic: Traffic,
+}
+
+impl<S, P, O> Relay<S, P, O>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    P: AsyncRead + AsyncWrite + Unpin,
+    O: Observe,
+{
+    /// `received` was already read from the primary's side: whole messages or a part of one, less than a buffer.
+    pub fn new(standby: S, primary: P, observer: O, received: &[u8], traffic: Traffic) -> Result<Self, Malformed> {
+        let mut relay = Relay {
+            standby,
+            primary,
+            observer,
+            tap: Tap::default(),
+            down: Pump::preloaded(received),
+            up: Pump::default(),
+            drain: None,
+            traffic,
+        };
+        relay.tap.from_primary(received, |sighting| relay.observer.saw(sighting))?;
+        Ok(relay)
+    }
+
+    fn round(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let Relay { standby, primary, observer, tap, down, up, traffic, .. } = self;
+        let downward: Step =
+            down.step(cx, primary, standby, |bytes| tap.from_primary(bytes, |s| observer.saw(s)))?;
+        let upward: Step =
+            up.step(cx, standby, primary, |bytes| tap.from_standby(bytes, |s| observer.saw(s)))?;
+        if upward.delivered {
+            observer.delivered_to_primary();
+        }
+        traffic.count(downward.wrote, upward.wrote);
+        Ok(downward.read + downward.wrote + upward.read + upward.wrote > 0)
+    }
+
+    fn ended(&mut self, cx: &mut Context<'_>) -> Option<End> {
+        if self.down.closed() {
+            return Some(End::Primary);
+        }
+        if self.up.closed() {
+            return Some(End::Standby);
+        }
+        if self.down.source_ended() || self.up.source_ended() {
+            let drain = self.drain.get_or_insert_with(|| Box::pin(tokio::time::sleep(DRAIN_LIMIT)));
+            if drain.as_mut().poll(cx).is_ready() {
+                return Some(End::Undelivered);
+            }
+        }
+        None
+    }
+}
+
+impl<S, P, O> Future for Relay<S, P, O>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    P: AsyncRead + AsyncWrite + Unpin,
+    O: Observe,
+{
+    type Output = End;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
+        let relay = self.get_mut();
+        for _ in 0..ROUNDS_PER_POLL {
+            let moved = match relay.round(cx) {
+                Ok(moved) => moved,
+                Err(end) => return Poll::Ready(end),
+            };
+            if let Some(end) = relay.ended(cx) {
+                return Poll::Ready(end);
+            }
+            if !moved {
+                relay.down.rest();
+                relay.up.rest();
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}

@@ -1,0 +1,156 @@
+//! What a primary's end of the tunnel knows of one standby: how far it acknowledged the log.
+
+use super::relay::Observe;
+use super::tap::Sighting;
+use quorate_model::Lsn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use tokio::sync::Notify;
+
+/// What a replica acknowledged to its primary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flush {
+    /// Highest flush position handed to the primary's instance.
+    pub lsn: Lsn,
+    /// It is connected and in copy-both mode.
+    pub streaming: bool,
+}
+
+/// One standby in one reign. Written on the path of every commit: atomics only, and nobody is woken unless somebody waits.
+#[derive(Default)]
+pub struct Standby {
+    flushed: AtomicU64,
+    streams: AtomicU32,
+    waiters: AtomicU32,
+    retired: AtomicBool,
+    changed: Notify,
+}
+
+impl Standby {
+    pub fn flush(&self) -> Flush {
+        Flush {
+            lsn: Lsn(self.flushed.load(Ordering::SeqCst)),
+            streaming: self.streams.load(Ordering::SeqCst) > 0,
+        }
+    }
+
+    /// The reign is over, or the replica has left it: waiting for it is in vain.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::SeqCst);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until `lsn` is acknowledged; false when the standby was retired first.
+    pub async fn reached(&self, lsn: Lsn) -> bool {
+        // SeqCst: either the writer sees this waiter, or this waiter sees what was written.
+        self.waiters.fetch_add(1, Ordering::SeqCst);
+        let _waiter = Waiter(&self.waiters);
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.retired.load(Ordering::SeqCst) {
+                return false;
+            }
+            if self.flushed.load(Ordering::SeqCst) >= lsn.0 {
+                return true;
+            }
+            changed.await;
+        }
+    }
+
+    fn record(&self, flush: Lsn) {
+        self.flushed.fetch_max(flush.0, Ordering::SeqCst);
+        if self.waiters.load(Ordering::SeqCst) > 0 {
+            self.changed.notify_waiters();
+        }
+    }
+}
+
+struct Waiter<'a>(&'a AtomicU32);
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Records what one relay hands to the primary. A base backup has no standby: it acknowledges nothing (I11).
+pub struct Sentry {
+    standby: Option<Arc<Standby>>,
+    /// Seen, and not yet handed on.
+    pending: Option<Lsn>,
+    streaming: bool,
+}
+
+impl Sentry {
+    pub fn new(standby: Option<Arc<Standby>>) -> Sentry {
+        Sentry { standby, pending: None, streaming: false }
+    }
+
+    fn set_streaming(&mut self, streaming: bool) {
+        let Some(standby) = &self.standby else { return };
+        match (self.streaming, streaming) {
+            (false, true) => drop(standby.streams.fetch_add(1, Ordering::SeqCst)),
+            (true, false) => drop(standby.streams.fetch_sub(1, Ordering::SeqCst)),
+            _ => {}
+        }
+        self.streaming = streaming;
+    }
+}
+
+impl Observe for Sentry {
+    fn saw(&mut self, sighting: Sighting) {
+        match sighting {
+            Sighting::CopyBothBegan => self.set_streaming(true),
+            Sighting::CopyBothEnded => self.set_streaming(false),
+            Sighting::Flushed { flush } => self.pending = Some(flush),
+            Sighting::Heard { .. } => {}
+        }
+    }
+
+    fn delivered_to_primary(&mut self) {
+        if let (Some(standby), Some(flush)) = (&self.standby, self.pending.take()) {
+            standby.record(flush);
+        }
+    }
+}
+
+impl Drop for Sentry {
+    fn drop(&mut self) {
+        self.set_streaming(false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::time::Duration;
+    use tokio::time::timeout;
+
+    #[tokio::test]
+    async fn a_flush_counts_when_it_was_handed_on_and_wakes_who_waits() {
+        let standby = Arc::new(Standby::default());
+        let waiting = tokio::spawn({
+            let standby = standby.clone();
+            async move { standby.reached(Lsn(10)).await }
+        });
+        let mut sentry = Sentry::new(Some(standby.clone()));
+        sentry.saw(Sighting::CopyBothBegan);
+        sentry.saw(Sighting::Flushed { flush: Lsn(12) });
+        assert_eq!(standby.flush(), Flush { lsn: Lsn(0), streaming: true });
+        sentry.delivered_to_primary();
+        assert_eq!(standby.flush().lsn, Lsn(12));
+        assert!(timeout(Duration::from_secs(5), waiting).await.unwrap().unwrap());
+        drop(sentry);
+        assert_eq!(standby.flush(), Flush { lsn: Lsn(12), streaming: false });
+    }
+
+    #[tokio::test]
+    async fn a_retired_standby_is_not_waited_for() {
+        let standby = Standby::default();
+        standby.record(Lsn(100));
+        standby.retire();
+        assert!(!standby.reached(Lsn(1)).await, "a flush of a former reign says nothing");
+    }
+}

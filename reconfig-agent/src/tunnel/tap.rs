@@ -1,0 +1,157 @@
+//! What the tunnel reads of a replication connection as it passes. Pure.
+//!
+//! Of all messages only those of streaming replication matter (protocol documentation, "Streaming Replication
+//! Protocol"), and of those only a few positions, all big endian:
+//! ```text
+//! from the primary   'W' CopyBothResponse
+//!                    'd' CopyData: 'w' start:u64 end:u64 time:i64 WAL…
+//!                                  'k' end:u64 time:i64 reply:u8
+//! from the standby   'd' CopyData: 'r' write:u64 flush:u64 apply:u64 time:i64 reply:u8
+//! ```
+//! The same letters inside the copy-out of a base backup mean something else, so nothing is read outside copy-both
+//! mode.
+
+use super::scan::{Head, Malformed, Scanner};
+use quorate_model::Lsn;
+
+/// Something a relay saw pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sighting {
+    /// The primary switched to copy-both: WAL will follow.
+    CopyBothBegan,
+    /// The primary ended copy-both; a command may follow on the same connection.
+    CopyBothEnded,
+    /// WAL, or a keepalive; `end` is the end of the primary's flushed log.
+    Heard { end: Lsn },
+    /// The standby says how far it wrote its log and flushed it.
+    Flushed { flush: Lsn },
+}
+
+/// Both directions of one connection, from its first message after the startup packet.
+#[derive(Debug, Default)]
+pub struct Tap {
+    from_primary: Scanner,
+    from_standby: Scanner,
+    copy_both: bool,
+}
+
+impl Tap {
+    pub fn from_primary(&mut self, bytes: &[u8], mut saw: impl FnMut(Sighting)) -> Result<(), Malformed> {
+        let copy_both = &mut self.copy_both;
+        self.from_primary.feed(bytes, |head| {
+            let sighting = match (head.kind, *copy_both) {
+                (b'd', true) => heard(head),
+                (b'W', false) => Some(Sighting::CopyBothBegan),
+                // CopyDone, CommandComplete, ErrorResponse, ReadyForQuery: each ends the copy.
+                (b'c' | b'C' | b'E' | b'Z', true) => Some(Sighting::CopyBothEnded),
+                _ => None,
+            };
+            match sighting {
+                Some(Sighting::CopyBothBegan) => *copy_both = true,
+                Some(Sighting::CopyBothEnded) => *copy_both = false,
+                _ => {}
+            }
+            if let Some(sighting) = sighting {
+                saw(sighting);
+            }
+        })
+    }
+
+    pub fn from_standby(&mut self, bytes: &[u8], mut saw: impl FnMut(Sighting)) -> Result<(), Malformed> {
+        let copy_both = self.copy_both;
+        self.from_standby.feed(bytes, |head| {
+            if copy_both
+                && head.kind == b'd'
+                && head.body.first() == Some(&b'r')
+                && let Some(flush) = lsn_at(head.body, 9)
+            {
+                saw(Sighting::Flushed { flush });
+            }
+        })
+    }
+}
+
+fn heard(head: Head<'_>) -> Option<Sighting> {
+    let at = match head.body.first()? {
+        b'w' => 9,
+        b'k' => 1,
+        _ => return None,
+    };
+    lsn_at(head.body, at).map(|end| Sighting::Heard { end })
+}
+
+fn lsn_at(body: &[u8], at: usize) -> Option<Lsn> {
+    let bytes = body.get(at..at + 8)?;
+    Some(Lsn(u64::from_be_bytes(bytes.try_into().ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn message(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
+        let body = parts.concat();
+        let mut out = vec![kind];
+        out.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
+        out.extend_from_slice(&body);
+        out
+    }
+
+    fn n(value: u64) -> [u8; 8] {
+        value.to_be_bytes()
+    }
+
+    fn status(write: u64, flush: u64) -> Vec<u8> {
+        message(b'd', &[b"r", &n(write), &n(flush), &n(0), &n(7), b"\0"])
+    }
+
+    #[test]
+    fn a_stream_is_read_at_every_cut() {
+        let wal = vec![b'd'; 70_000];
+        let down = [
+            message(b'S', &[b"server_version\x0015\0"]),
+            message(b'Z', &[b"I"]),
+            message(b'W', &[&[0, 0, 0]]),
+            message(b'd', &[b"k", &n(100), &n(1), b"\x01"]),
+            message(b'd', &[b"w", &n(100), &n(300), &n(1), &wal]),
+            message(b'c', &[]),
+            message(b'd', &[b"k", &n(999), &n(1), b"\x01"]),
+        ]
+        .concat();
+        let expected = [
+            Sighting::CopyBothBegan,
+            Sighting::Heard { end: Lsn(100) },
+            Sighting::Heard { end: Lsn(300) },
+            Sighting::CopyBothEnded,
+        ];
+        for cut in (0..down.len().min(200)).chain(down.len() - 50..down.len()) {
+            let mut tap = Tap::default();
+            let mut seen = Vec::new();
+            let (a, b) = down.split_at(cut);
+            tap.from_primary(a, |s| seen.push(s)).unwrap();
+            tap.from_primary(b, |s| seen.push(s)).unwrap();
+            assert_eq!(seen, expected, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn flushes_count_only_in_copy_both() {
+        let mut tap = Tap::default();
+        let mut seen = Vec::new();
+        tap.from_standby(&status(9, 8), |s| seen.push(s)).unwrap();
+        assert!(seen.is_empty(), "a status before the primary answered START_REPLICATION is nobody's");
+        tap.from_primary(&message(b'W', &[&[0, 0, 0]]), |_| {}).unwrap();
+        tap.from_standby(&status(50, 40), |s| seen.push(s)).unwrap();
+        assert_eq!(seen, [Sighting::Flushed { flush: Lsn(40) }]);
+    }
+
+    #[test]
+    fn a_base_backup_is_not_mistaken_for_a_stream() {
+        let mut tap = Tap::default();
+        let mut seen = Vec::new();
+        let backup = [message(b'H', &[&[0, 0, 0]]), message(b'd', &[b"w", &n(1), &n(2), b"tar"])].concat();
+        tap.from_primary(&backup, |s| seen.push(s)).unwrap();
+        assert!(seen.is_empty());
+    }
+}

@@ -1,0 +1,95 @@
+//! The relay between two pipes: every byte arrives, in order, whatever the sizes of reads and writes.
+
+use crate::tunnel::relay::{End, Observe, Relay};
+use crate::tunnel::tap::Sighting;
+use crate::tunnel::telemetry::{Side, Traffic};
+use quorate_model::Lsn;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<(Vec<Sighting>, u32)>>);
+
+impl Observe for Seen {
+    fn saw(&mut self, sighting: Sighting) {
+        self.0.lock().unwrap().0.push(sighting);
+    }
+    fn delivered_to_primary(&mut self) {
+        self.0.lock().unwrap().1 += 1;
+    }
+}
+
+fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+    [&[kind][..], &(body.len() as u32 + 4).to_be_bytes(), body].concat()
+}
+
+fn wal(end: u64, length: usize, rng: &mut StdRng) -> Vec<u8> {
+    let mut body = [b"w", &0u64.to_be_bytes()[..], &end.to_be_bytes(), &[0; 8]].concat();
+    body.extend((0..length).map(|_| rng.random::<u8>()));
+    message(b'd', &body)
+}
+
+fn status(flush: u64) -> Vec<u8> {
+    message(b'd', &[b"r", &[0; 8][..], &flush.to_be_bytes(), &[0; 17]].concat())
+}
+
+async fn write_in_pieces(mut pipe: tokio::io::WriteHalf<DuplexStream>, bytes: Vec<u8>, seed: u64) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut rest = &bytes[..];
+    while !rest.is_empty() {
+        let (piece, tail) = rest.split_at(rng.random_range(1..=rest.len().min(90_000)));
+        pipe.write_all(piece).await.unwrap();
+        rest = tail;
+    }
+}
+
+#[tokio::test]
+async fn bytes_arrive_as_they_were_sent() {
+    for seed in 0..20 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut down = message(b'W', &[0, 0, 0]);
+        let mut up = Vec::new();
+        let mut expected = vec![Sighting::CopyBothBegan];
+        for i in 1..60 {
+            let length = if i % 10 == 0 { rng.random_range(0..300_000) } else { rng.random_range(0..500) };
+            down.extend(wal(i, length, &mut rng));
+            expected.push(Sighting::Heard { end: Lsn(i) });
+            up.extend(status(i));
+        }
+        let pipe = rng.random_range(1..100_000);
+        let ((standby, standby_end), (primary, primary_end)) = (duplex(pipe), duplex(pipe));
+        let seen = Seen::default();
+        // The instance's first words were read before the relay began.
+        let first = rng.random_range(1..20);
+        let relay =
+            Relay::new(standby_end, primary_end, seen.clone(), &down[..first], Traffic::new(Side::Upstream)).unwrap();
+        let relay = tokio::spawn(relay);
+        let (mut from_relay, to_relay) = tokio::io::split(standby);
+        let (mut up_out, down_in) = tokio::io::split(primary);
+        let writing = tokio::spawn(write_in_pieces(down_in, down[first..].to_vec(), seed));
+        let mut received = vec![0; down.len()];
+        from_relay.read_exact(&mut received).await.unwrap();
+        assert!(received == down, "seed {seed}");
+        let acknowledging = tokio::spawn(write_in_pieces(to_relay, up.clone(), seed));
+        let mut received = vec![0; up.len()];
+        up_out.read_exact(&mut received).await.unwrap();
+        assert!(received == up, "seed {seed}");
+        writing.await.unwrap();
+        acknowledging.await.unwrap();
+        // What one side said last arrives although it has gone.
+        let mut primary = up_out.unsplit(return_half(&mut received));
+        primary.write_all(b"E\0\0\0\x04").await.unwrap();
+        drop(primary);
+        let mut last = Vec::new();
+        from_relay.read_to_end(&mut last).await.unwrap();
+        assert_eq!(last, b"E\0\0\0\x04");
+        assert!(matches!(relay.await.unwrap(), End::Primary));
+        let (sightings, delivered) = std::mem::take(&mut *seen.0.lock().unwrap());
+        let heard: Vec<_> = sightings.iter().filter(|s| !matches!(s, Sighting::Flushed { .. })).copied().collect();
+        assert_eq!(heard[..expected.len()], expected);
+        assert_eq!(sightings.iter().filter(|s| matches!(s, Sighting::Flushed { .. })).count(), 59);
+        assert!(delivered > 0);
+    }
+}
