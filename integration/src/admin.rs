@@ -251,8 +251,8 @@ impl Admin {
     }
 
     pub async fn wait_operation(&self, operation: &str, limit: Duration) -> anyhow::Result<()> {
-        let waited = self.session.client.batch_execute(&format!("WAIT OPERATION {operation}"));
-        let waited = tokio::time::timeout(limit, waited).await;
+        let order = format!("WAIT OPERATION {operation}");
+        let waited = tokio::time::timeout(limit, self.session.client.batch_execute(&order)).await;
         let waited = waited.with_context(|| format!("operation {operation} did not end within {limit:?}"))?;
         waited.map_err(|error| anyhow::anyhow!("operation {operation}: {}", tell(&error)))
     }

@@ -16,6 +16,9 @@ const PATTERNS: [&str; 10] = [
 /// Longest pattern: what must be joined where a text is cut.
 const OVERLAP_BYTES: usize = 17;
 
+/// Longer texts are not cut into tokens to find out whether the word `end` in them ends a transaction.
+const MAX_EXAMINED_BYTES: usize = 16 * 1024;
+
 static SCANNER: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| {
     AhoCorasick::builder()
         .ascii_case_insensitive(true)
@@ -92,7 +95,8 @@ fn may_commit(text: &[u8], marks: Marks) -> bool {
     marks.has(Marks::COMMIT)
         || (marks.has(Marks::ROLLBACK) || marks.has(Marks::ABORT)) && sql::has_several_statements(text)
         || marks.has(Marks::PREPARE) && sql::mentions_word(text, b"transaction")
-        || marks.has(Marks::END) && sql::may_begin_statement(text, b"end")
+        || marks.has(Marks::END)
+            && (text.len() > MAX_EXAMINED_BYTES || sql::may_begin_statement(text, b"end"))
 }
 
 /// Whether a statement is refused because it could set `synchronous_commit`.

@@ -1,1 +1,4 @@
-//! Placeholder.
+pub mod guard;
+pub mod route;
+pub mod scram;
+pub mod wire;

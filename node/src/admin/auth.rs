@@ -111,7 +111,7 @@ pub mod tests {
     use super::*;
 
     /// Of the password `admin`, made by PostgreSQL 15.
-    pub const ADMIN: &str = "VERIFIER_OF_ADMIN";
+    pub const ADMIN: &str = "SCRAM-SHA-256$4096:edQII+Zg9I4dlNRo7edPoA==$aSUCNXWHJKuh358C6VHd9MW/STw2S7+BlnAAVUM7yow=:xm23s4p1xA4qDQCQ/g8+15093MDeF+73zrfMZmIQWaU=";
 
     #[test]
     fn reads_postgresqls_form_and_nothing_else() {

@@ -102,7 +102,8 @@ impl AdminServer {
 
 /// Ends when the login limit has passed without a login; never after one.
 async fn unknown_for_too_long(mut proved: watch::Receiver<bool>) {
-    if let Ok(Ok(_)) = tokio::time::timeout(LOGIN_LIMIT, proved.wait_for(|p| *p)).await {
+    let in_time = matches!(tokio::time::timeout(LOGIN_LIMIT, proved.wait_for(|p| *p)).await, Ok(Ok(_)));
+    if in_time {
         std::future::pending::<()>().await;
     }
 }

@@ -7,7 +7,7 @@
 use super::reply::{ErrorReply, field};
 
 /// The function that warns; not localised, unlike the message.
-const WAIT_ROUTINE: &[u8] = b"SyncRepWaitForLSN";
+const WAIT_ROUTINE: &str = "SyncRepWaitForLSN";
 /// What the message begins with (`lc_messages` is C in our instances); used when it is too long to be seen whole.
 const WAIT_MESSAGE: &[u8] = b"canceling";
 
@@ -78,9 +78,14 @@ pub fn is_cancelled_wait(body: &[u8]) -> bool {
         return false;
     }
     match field(body, b'R') {
-        Some(routine) => routine == WAIT_ROUTINE,
+        Some(routine) => std::str::from_utf8(routine).is_ok_and(is_cancelled_wait_routine),
         None => field(body, b'M').is_some_and(|m| m.starts_with(WAIT_MESSAGE)),
     }
+}
+
+/// Whether a warning comes from the function that waits for the quorum.
+pub fn is_cancelled_wait_routine(routine: &str) -> bool {
+    routine == WAIT_ROUTINE
 }
 
 fn unknown_completion() -> ErrorReply {

@@ -56,7 +56,7 @@ impl Agent {
                     .write()
                     .unwrap_or_else(PoisonError::into_inner)
                     .insert(id, replica.clone());
-                tokio::spawn(self.clone().keep_replica(replica));
+                self.0.keepers.spawn(self.clone().keep_replica(replica));
             }
             Err(error) => tracing::error!(%database, replica = %id, %error, "the replica cannot be kept here"),
         }
@@ -65,13 +65,13 @@ impl Agent {
     fn assemble(&self, database: DatabaseId, id: ReplicaId) -> Result<Replica, Failed> {
         let config = &self.0.config;
         let paths = Paths::new(&config.replicas_dir, &config.run_dir, id)?;
-        paths.create(&config.user)?;
+        paths.prepare(&config.user)?;
         let promise = Promise::load(&paths.promise)?;
         let downstream = Downstream::start(
             database,
             id,
             &paths.tunnel,
-            config.user.ownership(),
+            config.user.switch(),
             self.0.peers.clone(),
         )?;
         let instance = Instance::new(
@@ -255,7 +255,7 @@ impl Agent {
         };
         replica.downstream.attach(route.clone());
         let seeded = tokio::select! {
-            seeded = replica.instance.seed(replica.downstream.socket_dir()) => seeded,
+            seeded = replica.instance.seed(&replica.instance.paths().tunnel) => seeded,
             () = self.superseded(replica.id, &route) => {
                 replica.downstream.cut().await;
                 return Ok(Next::Look);
@@ -319,6 +319,7 @@ impl Agent {
             state.role = InstanceRole::Primary;
             state.run = RunState::Running;
             state.leading = Some(reign);
+            state.promoted_in = Some(reign);
             state.validated = Some(reign);
         }
         self.admit_replicas(replica, database).await?;
@@ -352,7 +353,10 @@ impl Agent {
                 }
             }
             InstanceRole::Standby => {
-                let route = route(database).filter(|r| r.primary != replica.id && settled);
+                // While a primary is being promoted, only a copy made in its reign follows without an order: the
+                // history that others must be checked against is not recorded yet.
+                let known = settled || replica.state().validated == Some(reign);
+                let route = route(database).filter(|r| r.primary != replica.id && known);
                 if let Some(route) = route.filter(|r| promised <= r.epoch) {
                     self.attach_checked(replica, route, &database.lineage).await?;
                 }
@@ -377,7 +381,7 @@ impl Agent {
         let state = replica.state();
         let reign = database.epoch.reign();
         if state.leading == Some(reign) && state.promise.epoch() <= reign {
-            let sockets = replica.instance.socket_dir();
+            let sockets = replica.instance.paths().sockets.clone();
             self.0.upstreams.admit(replica.database, replica.id, reign, sockets, allowed);
         }
         Ok(())

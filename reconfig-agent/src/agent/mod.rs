@@ -62,6 +62,7 @@ struct Inner {
     coordinator: OnceLock<Coordinator>,
     leader: watch::Receiver<Leader>,
     stop: CancellationToken,
+    keepers: tokio_util::task::TaskTracker,
 }
 
 impl Agent {
@@ -89,6 +90,7 @@ impl Agent {
             coordinator: OnceLock::new(),
             leader,
             stop,
+            keepers: tokio_util::task::TaskTracker::new(),
         }));
         peers.register_stream(StreamKind::Tunnel, upstreams);
         tokio::spawn(agent.clone().keep());
@@ -102,6 +104,12 @@ impl Agent {
         if self.0.coordinator.set(coordinator).is_ok() {
             self.0.peers.register(Service::Agent, Arc::new(self.clone()));
         }
+    }
+
+    /// Returns when every keeper has stopped its instance, after the agent's token was cancelled.
+    pub async fn stopped(&self) {
+        self.0.keepers.close();
+        self.0.keepers.wait().await;
     }
 
     fn map(&self) -> Arc<PartitionMap> {

@@ -109,8 +109,11 @@ impl Agent {
         let was_primary = replica.state().role == InstanceRole::Primary;
         let promoted = replica.instance.promote().await.map_err(failed)?;
         replica.instance.ensure_slots(&slots).await.map_err(failed)?;
-        {
+        let since = {
             let mut state = replica.state();
+            if !was_primary {
+                state.promoted_in = Some(epoch.reign());
+            }
             if state.promise.epoch() != epoch.reign() {
                 return Err(Failure::Promised { replica: replica.id, promise: state.promise.epoch() });
             }
@@ -119,9 +122,10 @@ impl Agent {
             state.validated = Some(epoch.reign());
             state.grants.clear();
             state.retired = false;
-            let sockets = replica.instance.socket_dir();
+            let sockets = replica.instance.paths().sockets.clone();
             self.0.upstreams.admit(replica.database, replica.id, epoch.reign(), sockets, allowed);
-        }
+            state.promoted_in.unwrap_or(epoch.reign())
+        };
         self.gates().renew_leases();
         tracing::info!(
             database = %replica.database, replica = %replica.id, %epoch,
@@ -129,6 +133,7 @@ impl Agent {
         );
         Ok(Reply::Promoted(Promoted {
             promoted: !was_primary,
+            since,
             timeline: promoted.timeline,
             history: promoted.history,
             lsn: promoted.lsn,
@@ -206,7 +211,7 @@ impl Agent {
             if state.promise.epoch() > epoch.reign() {
                 return Err(Failure::Promised { replica: replica.id, promise: state.promise.epoch() });
             }
-            let sockets = replica.instance.socket_dir();
+            let sockets = replica.instance.paths().sockets.clone();
             self.0.upstreams.admit(replica.database, replica.id, epoch.reign(), sockets, allowed.clone());
         }
         let slots = allowed.iter().map(|r| r.standby_name()).collect();
@@ -235,7 +240,7 @@ impl Agent {
         if state.promise.epoch() > epoch.reign() {
             return Err(Failure::Promised { replica: replica.id, promise: state.promise.epoch() });
         }
-        self.gates().open(replica.database, epoch.reign(), &replica.instance.socket_dir());
+        self.gates().open(replica.database, epoch.reign(), &replica.instance.paths().sockets);
         drop(state);
         self.gates().renew_leases();
         Ok(Reply::Done)

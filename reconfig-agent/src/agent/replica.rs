@@ -28,6 +28,8 @@ pub struct State {
     pub role: InstanceRole,
     /// The reign in which this replica is primary and may have its gate opened.
     pub leading: Option<Epoch>,
+    /// The reign in which this instance was promoted to its present timeline.
+    pub promoted_in: Option<Epoch>,
     /// The reign whose history this replica's log was found to be a prefix of.
     pub validated: Option<Epoch>,
     /// A lease granted to the primary by this node runs at most until then.
@@ -53,6 +55,7 @@ impl Replica {
             promise,
             role: InstanceRole::Unknown,
             leading: None,
+            promoted_in: None,
             validated: None,
             // A grant made before a restart of this daemon is not remembered, but it still runs.
             granted_until,

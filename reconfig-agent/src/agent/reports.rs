@@ -118,8 +118,8 @@ fn self_report(replica: &Replica) -> ReplicaReport {
         lag_bytes: 0,
         gate: GateReport::Closed,
         pid,
-        data_directory: replica.instance.data_dir().display().to_string(),
-        socket: replica.instance.socket_dir().display().to_string(),
+        data_directory: replica.instance.paths().data.display().to_string(),
+        socket: replica.instance.paths().sockets.display().to_string(),
         sessions: 0,
         size_bytes: sampled.map_or(0, |r| r.size_bytes),
     }

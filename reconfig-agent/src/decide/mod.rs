@@ -18,6 +18,9 @@ pub use order::{Failure, Fenced, Order, OrderKind, Promoted, Reply, What};
 pub use timers::Timers;
 pub use view::{Heard, Health, NodeDown, Progress, Trigger, View};
 
+#[cfg(test)]
+mod tests;
+
 use quorate_model::{Change, Database, EventKind, OperationId, OperationState, Phase, ReplicaId};
 
 /// One thing to do.

@@ -106,6 +106,8 @@ pub struct Fenced {
 pub struct Promoted {
     /// False when it was primary already.
     pub promoted: bool,
+    /// The reign in which it was promoted to its present timeline: an earlier one, for an incumbent.
+    pub since: Epoch,
     pub timeline: Timeline,
     /// Where each older timeline was left, oldest first.
     pub history: Vec<(Timeline, Lsn)>,

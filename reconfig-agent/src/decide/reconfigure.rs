@@ -246,7 +246,7 @@ fn uuid_of(database: &Database) -> uuid::Uuid {
 /// timeline of the last recorded entry, whatever happened in elections between that were never recorded.
 pub fn lineage(database: &Database, promoted: &super::Promoted) -> Option<Lineage> {
     let last = database.lineage.last();
-    if last.is_some_and(|l| l.timeline == promoted.timeline) && !promoted.promoted {
+    if last.is_some_and(|l| l.epoch.reign() >= promoted.since) {
         return None;
     }
     let left = last.and_then(|l| promoted.history.iter().find(|(t, _)| *t == l.timeline));
@@ -254,7 +254,7 @@ pub fn lineage(database: &Database, promoted: &super::Promoted) -> Option<Lineag
         .or(promoted.history.last())
         .map_or(promoted.lsn, |(_, lsn)| *lsn);
     Some(Lineage {
-        epoch: database.epoch.reign(),
+        epoch: promoted.since,
         timeline: promoted.timeline,
         start_lsn,
         uuid: promoted.uuid,

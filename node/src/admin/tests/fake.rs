@@ -1,0 +1,160 @@
+//! A cluster of four nodes that exists only as a map.
+
+use crate::admin::auth::tests::ADMIN;
+use crate::admin::{AdminContext, AdminServer, Operator, ProposeError, RingRow};
+use quorate_model::*;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub struct FakeCluster {
+    map: watch::Sender<Arc<PartitionMap>>,
+    pub usable: Mutex<BTreeSet<NodeId>>,
+    pub leaderless: Mutex<bool>,
+    pub reports: Mutex<Vec<ReplicaReport>>,
+}
+
+impl FakeCluster {
+    pub fn new() -> Arc<Self> {
+        let mut map = PartitionMap::default();
+        for i in 1..=4u64 {
+            let port = |base: u64| format!("127.0.0.1:{}", base + i);
+            let record = NodeRecord {
+                id: NodeId(i),
+                name: format!("n{i}"),
+                fault_domain: format!("fd{i}"),
+                update_domain: format!("ud{i}"),
+                region: "local".to_owned(),
+                peer: port(6631),
+                client: port(6431),
+                admin: port(6531),
+                http: port(6731),
+                version: "0.1.0".to_owned(),
+            };
+            map.apply(Command::RegisterNode(record)).unwrap();
+        }
+        Arc::new(FakeCluster {
+            map: watch::channel(Arc::new(map)).0,
+            usable: Mutex::new((1..=4).map(NodeId).collect()),
+            leaderless: Mutex::new(false),
+            reports: Mutex::new(Vec::new()),
+        })
+    }
+
+    pub fn apply(&self, command: Command) -> Result<Applied, Refusal> {
+        let mut map = (**self.map.borrow()).clone();
+        let applied = map.apply(command)?;
+        self.map.send_replace(Arc::new(map));
+        Ok(applied)
+    }
+
+    /// Brings a database that was just created into phase Stable and ends its operation.
+    pub fn settle(&self, name: &str) {
+        let map = self.map.borrow().clone();
+        let database = map.databases_called(name).next().unwrap();
+        let change = Change::Stabilize { lineage: None };
+        self.apply(Command::Reconfigure { database: database.id, version: database.version, change }).unwrap();
+        if let Some(operation) = database.operation {
+            self.apply(Command::EndOperation { operation, state: OperationState::Done, now_ms: 5_000 }).unwrap();
+        }
+    }
+
+    /// Serves it on a free port.
+    pub async fn serve(self: &Arc<Self>, stop: CancellationToken) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let operator = Operator { user: "admin".to_owned(), verifier: ADMIN.parse().unwrap() };
+        let server = AdminServer::new(self.clone(), operator, None);
+        tokio::spawn(server.serve(listener, stop));
+        address
+    }
+}
+
+#[async_trait::async_trait]
+impl AdminContext for FakeCluster {
+    fn node(&self) -> NodeId {
+        NodeId(2)
+    }
+
+    fn map(&self) -> Arc<PartitionMap> {
+        self.map.borrow().clone()
+    }
+
+    fn map_watch(&self) -> watch::Receiver<Arc<PartitionMap>> {
+        self.map.subscribe()
+    }
+
+    async fn propose(&self, command: Command) -> Result<Applied, ProposeError> {
+        if *self.leaderless.lock().unwrap() {
+            return Err(ProposeError::NoLeader);
+        }
+        Ok(self.apply(command)?)
+    }
+
+    async fn read_barrier(&self) -> Result<(), ProposeError> {
+        if *self.leaderless.lock().unwrap() { Err(ProposeError::NoLeader) } else { Ok(()) }
+    }
+
+    async fn reports(&self) -> Vec<ReplicaReport> {
+        self.reports.lock().unwrap().clone()
+    }
+
+    fn ring(&self) -> Vec<RingRow> {
+        let usable = self.usable.lock().unwrap();
+        (0..4u64)
+            .map(|i| RingRow {
+                position: i as usize,
+                node: NodeId(i + 1),
+                predecessor: NodeId((i + 3) % 4 + 1),
+                successor: NodeId((i + 1) % 4 + 1),
+                state: if usable.contains(&NodeId(i + 1)) { "alive" } else { "suspect" }.to_owned(),
+                last_heartbeat_ms: (i != 1).then_some(12),
+                reported_by: (!usable.contains(&NodeId(i + 1))).then_some(NodeId(2)),
+            })
+            .collect()
+    }
+
+    fn usable_nodes(&self) -> BTreeSet<NodeId> {
+        self.usable.lock().unwrap().clone()
+    }
+
+    fn raft_role(&self, node: NodeId) -> String {
+        if node == NodeId(1) { "leader" } else { "follower" }.to_owned()
+    }
+
+    fn scram_verifier(&self, password: &str) -> String {
+        format!("verifier of {} characters", password.len())
+    }
+
+    fn now_ms(&self) -> u64 {
+        1_000
+    }
+}
+
+/// A healthy report of the primary of the database of that name, its gate open.
+pub fn primary_report(map: &PartitionMap, name: &str) -> ReplicaReport {
+    let database = map.databases_called(name).next().unwrap();
+    let replica = database.current.primary;
+    ReplicaReport {
+        replica,
+        database: database.id,
+        node: database.node_of(replica).unwrap(),
+        run: RunState::Running,
+        role: InstanceRole::Primary,
+        promise: database.epoch,
+        position: None,
+        timeline: Timeline(1),
+        streaming: None,
+        flush_lsn: Lsn(0x300_0060),
+        lag_bytes: 0,
+        gate: GateReport::Open(database.epoch.reign()),
+        pid: Some(4711),
+        data_directory: "/data/r1".to_owned(),
+        socket: "/run/r1".to_owned(),
+        sessions: 3,
+        size_bytes: 7_000_000,
+    }
+}

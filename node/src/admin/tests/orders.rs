@@ -1,0 +1,248 @@
+//! What orders answer, and what they change.
+
+use super::fake::primary_report;
+use super::protocol::{Port, admin, port};
+use crate::admin::AdminContext;
+use quorate_model::*;
+use std::time::Duration;
+use tokio_postgres::{AsyncMessage, Client, NoTls};
+
+async fn with_app() -> (Port, Client) {
+    let port = port().await;
+    let client = admin(&port).await;
+    client.batch_execute("CREATE SERVER demo ADMIN demo PASSWORD 'demo'").await.unwrap();
+    client.batch_execute("CREATE DATABASE demo.app").await.unwrap();
+    port.cluster.settle("app");
+    let report = primary_report(&port.cluster.map(), "app");
+    port.cluster.reports.lock().unwrap().push(report);
+    (port, client)
+}
+
+async fn columns(client: &Client, order: &str) -> Vec<String> {
+    let statement = client.prepare(order).await.unwrap();
+    statement.columns().iter().map(|c| c.name().to_owned()).collect()
+}
+
+/// Columns are an interface.
+#[tokio::test]
+async fn columns_are_as_promised() {
+    let port = port().await;
+    let client = admin(&port).await;
+    for (order, promised) in [
+        ("SHOW NODES", "node, address, state, fault_domain, update_domain, raft, primaries, secondaries, version"),
+        (
+            "SHOW DATABASES",
+            "server, database, phase, epoch, primary, secondaries, k, open, sessions, size_bytes",
+        ),
+        (
+            "SHOW REPLICAS",
+            "server, database, replica, node, role, state, epoch, flush_lsn, lag_bytes, pid, data_directory, socket",
+        ),
+        ("SHOW RING", "position, node, predecessor, successor, state, last_heartbeat_ms, reported_by"),
+        ("SHOW EVENTS", "id, time, database, event, epoch, reason, reported_by, from, to, total_ms, steps"),
+        ("SHOW OPERATIONS", "operation, kind, database, state, step, error, started, updated"),
+        ("CREATE DATABASE a.b", "operation"),
+        ("DROP DATABASE a.b", "operation"),
+        ("SWITCHOVER DATABASE a.b", "operation"),
+        ("MOVE REPLICA a.b FROM n1 TO n2", "operation"),
+    ] {
+        assert_eq!(columns(&client, order).await.join(", "), promised, "{order}");
+    }
+}
+
+#[tokio::test]
+async fn reports_join_the_map_with_what_nodes_say() {
+    let (port, client) = with_app().await;
+    port.cluster.usable.lock().unwrap().remove(&NodeId(4));
+    let row = client.query_one("SHOW DATABASES", &[]).await.unwrap();
+    assert_eq!(row.get::<_, String>("epoch"), "0.1.0");
+    assert_eq!(row.get::<_, String>("primary"), "n1");
+    assert_eq!(row.get::<_, String>("secondaries"), "n2,n3");
+    assert_eq!((row.get::<_, i64>("k"), row.get::<_, bool>("open")), (1, true));
+    assert_eq!((row.get::<_, i64>("sessions"), row.get::<_, i64>("size_bytes")), (3, 7_000_000));
+    let rows = client.query("SHOW REPLICAS", &[]).await.unwrap();
+    let told: Vec<(String, String, Option<i64>)> =
+        rows.iter().map(|r| (r.get("role"), r.get("state"), r.get("pid"))).collect();
+    assert_eq!(told[0], ("primary".to_owned(), "running".to_owned(), Some(4711)));
+    assert_eq!(told[1], ("secondary".to_owned(), "unreachable".to_owned(), None));
+    let rows = client.query("SHOW NODES", &[]).await.unwrap();
+    let told: Vec<(String, i64, i64)> =
+        rows.iter().map(|r| (r.get("state"), r.get("primaries"), r.get("secondaries"))).collect();
+    assert_eq!(told[0], ("alive".to_owned(), 1, 0));
+    assert_eq!(told[1], ("alive".to_owned(), 0, 1));
+    assert_eq!(told[3], ("suspect".to_owned(), 0, 0));
+    let rows = client.query("SHOW RING", &[]).await.unwrap();
+    assert_eq!(rows[0].get::<_, i64>("position"), 0);
+    assert_eq!(rows[1].get::<_, Option<i64>>("last_heartbeat_ms"), None);
+    assert_eq!(rows[3].get::<_, Option<String>>("reported_by").as_deref(), Some("n2"));
+}
+
+#[tokio::test]
+async fn while_a_primary_is_elected_none_is_shown() {
+    let (port, client) = with_app().await;
+    let map = port.cluster.map();
+    let database = map.databases_called("app").next().unwrap();
+    let change = Change::Elect { coordinator: NodeId(2) };
+    port.cluster
+        .apply(Command::Reconfigure { database: database.id, version: database.version, change })
+        .unwrap();
+    let row = client.query_one("SHOW DATABASES", &[]).await.unwrap();
+    assert_eq!(row.get::<_, String>("phase"), "electing");
+    assert_eq!(row.get::<_, Option<String>>("primary"), None);
+    assert!(!row.get::<_, bool>("open"));
+    let rows = client.query("SHOW REPLICAS", &[]).await.unwrap();
+    assert!(rows.iter().all(|r| r.get::<_, String>("role") == "secondary"));
+}
+
+#[tokio::test]
+async fn events_are_told_with_their_steps() {
+    let (port, client) = with_app().await;
+    let event = Event {
+        id: 0,
+        at_ms: 1_772_348_709_042,
+        database: DatabaseId(2),
+        target: "demo.app".to_owned(),
+        kind: EventKind::Failover,
+        epoch: Epoch::new(0, 2, 0),
+        reason: "postmaster of r3 exited with signal 9".to_owned(),
+        reported_by: Some(NodeId(2)),
+        from: Some(ReplicaId(3)),
+        to: Some(ReplicaId(4)),
+        steps: vec![StepTime { name: "detect".to_owned(), micros: 12_100 }],
+    };
+    port.cluster.apply(Command::Record(event)).unwrap();
+    let row = client.query_one("SHOW EVENTS", &[]).await.unwrap();
+    assert_eq!(row.get::<_, i64>("id"), 1);
+    assert_eq!(row.get::<_, String>("time"), "2026-03-01T07:05:09.042Z");
+    assert_eq!(row.get::<_, String>("event"), "failover");
+    assert_eq!((row.get::<_, String>("from"), row.get::<_, String>("to")), ("r3".to_owned(), "r4".to_owned()));
+    assert_eq!(row.get::<_, f64>("total_ms"), 12.1);
+    assert_eq!(row.get::<_, String>("steps"), "detect 12.1 ms");
+}
+
+async fn refused(client: &Client, order: &str) -> (String, String) {
+    let error = client.simple_query(order).await.err().unwrap_or_else(|| panic!("{order} was taken"));
+    let db = error.as_db_error().unwrap();
+    (db.code().code().to_owned(), format!("{} {}", db.message(), db.hint().unwrap_or_default()))
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_refused_and_changes_nothing() {
+    let (port, client) = with_app().await;
+    port.cluster.usable.lock().unwrap().remove(&NodeId(3));
+    let before = port.cluster.map();
+    for (order, code, says) in [
+        ("CREATE SERVER demo ADMIN d PASSWORD 'x'", "42710", "already exists"),
+        ("CREATE SERVER \"Demo\" ADMIN d PASSWORD 'x'", "42602", "not usable"),
+        ("CREATE SERVER s ADMIN postgres PASSWORD 'x'", "42602", "reserved"),
+        ("CREATE SERVER s ADMIN d PASSWORD ''", "22023", "password"),
+        ("CREATE DATABASE demo.app", "42P04", "already exists"),
+        ("CREATE DATABASE dmeo.x", "42704", "Did you mean \"demo\"?"),
+        ("CREATE DATABASE demo.postgres", "42602", "reserved"),
+        ("DROP SERVER demo", "2BP01", "still has databases"),
+        ("DROP DATABASE demo.ap", "3D000", "Did you mean \"demo.app\"?"),
+        ("SWITCHOVER DATABASE demo.app TO n1", "55000", "already holds the primary"),
+        ("SWITCHOVER DATABASE demo.app TO n3", "55000", "not alive"),
+        ("SWITCHOVER DATABASE demo.app TO n4", "55000", "holds no voter"),
+        ("SWITCHOVER DATABASE demo.app TO n44", "42704", "Did you mean \"n4\"?"),
+        ("MOVE REPLICA demo.app FROM n1 TO n4", "55000", "switch over to another node first"),
+        ("MOVE REPLICA demo.app FROM n2 TO n3", "55000", "not alive"),
+        ("MOVE REPLICA demo.app FROM n4 TO n4", "55000", "holds no replica"),
+        ("WAIT OPERATION 999", "42704", "does not exist"),
+    ] {
+        let (found, text) = refused(&client, order).await;
+        assert_eq!(found, code, "{order}: {text}");
+        assert!(text.contains(says), "{order}: {text}");
+    }
+    *port.cluster.leaderless.lock().unwrap() = true;
+    assert_eq!(refused(&client, "DROP DATABASE demo.app").await.0, "57P03");
+    assert_eq!(before, port.cluster.map());
+    // Reports go on without a leader.
+    assert_eq!(client.query("SHOW DATABASES", &[]).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_database_needs_three_fault_domains() {
+    let port = port().await;
+    let client = admin(&port).await;
+    client.batch_execute("CREATE SERVER demo ADMIN demo PASSWORD 'demo'").await.unwrap();
+    *port.cluster.usable.lock().unwrap() = [NodeId(1), NodeId(2)].into();
+    let (code, text) = refused(&client, "CREATE DATABASE demo.app").await;
+    assert_eq!(code, "53000");
+    assert!(text.contains("3 nodes in different fault domains are needed, 2 are usable"), "{text}");
+}
+
+#[tokio::test]
+async fn waiting_tells_each_step_to_the_end() {
+    let port = port().await;
+    let (client, mut connection) = tokio_postgres::Config::new()
+        .host("127.0.0.1")
+        .port(port.address.port())
+        .user("admin")
+        .password("admin")
+        .dbname("quorate")
+        .connect(NoTls)
+        .await
+        .unwrap();
+    let (notices, mut told) = tokio::sync::mpsc::channel(16);
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+            if let AsyncMessage::Notice(notice) = message {
+                let _ = notices.send(notice.message().to_owned()).await;
+            }
+        }
+    });
+    client.batch_execute("CREATE SERVER demo ADMIN demo PASSWORD 'demo'").await.unwrap();
+    let operation: String = client.query_one("CREATE DATABASE demo.app", &[]).await.unwrap().get("operation");
+    let mut next = async || tokio::time::timeout(Duration::from_secs(5), told.recv()).await.unwrap().unwrap();
+    assert_eq!(next().await, format!("operation {operation} has begun; WAIT OPERATION {operation} follows it to its end"));
+    let id = OperationId(operation.trim_start_matches("op").parse().unwrap());
+    let order = format!("WAIT OPERATION {operation}");
+    let waiting = client.query_one(&order, &[]);
+    tokio::pin!(waiting);
+    assert_eq!(tokio::select! { n = next() => n, _ = &mut waiting => panic!("ended early") }, format!("{operation}: recorded"));
+    let step = "copying to n2".to_owned();
+    port.cluster.apply(Command::Progress { operation: id, step, now_ms: 2_000 }).unwrap();
+    assert_eq!(
+        tokio::select! { n = next() => n, _ = &mut waiting => panic!("ended early") },
+        format!("{operation}: copying to n2")
+    );
+    port.cluster.settle("app");
+    let row = waiting.await.unwrap();
+    assert_eq!((row.get::<_, String>("state"), row.get::<_, f64>("total_ms")), ("done".to_owned(), 4_000.0));
+}
+
+#[tokio::test]
+async fn waiting_for_what_fails_is_an_error_with_the_reason() {
+    let (port, client) = with_app().await;
+    let operation: String = client.query_one("SWITCHOVER DATABASE demo.app TO n2", &[]).await.unwrap().get(0);
+    let id = OperationId(operation.trim_start_matches("op").parse().unwrap());
+    assert_eq!(refused(&client, "MOVE REPLICA demo.app FROM n2 TO n4").await.0, "55006");
+    let state = OperationState::Failed("n2 is behind".to_owned());
+    port.cluster.apply(Command::EndOperation { operation: id, state, now_ms: 9 }).unwrap();
+    let (code, text) = refused(&client, &format!("WAIT OPERATION {operation}")).await;
+    assert_eq!(code, "58000");
+    assert!(text.contains("switchover of demo.app") && text.contains("n2 is behind"), "{text}");
+}
+
+/// Ctrl-C in psql.
+#[tokio::test]
+async fn a_wait_can_be_cancelled() {
+    let port = port().await;
+    let client = admin(&port).await;
+    client.batch_execute("CREATE SERVER demo ADMIN demo PASSWORD 'demo'").await.unwrap();
+    let operation: String = client.query_one("CREATE DATABASE demo.app", &[]).await.unwrap().get(0);
+    let cancel = client.cancel_token();
+    let order = format!("WAIT OPERATION {operation}");
+    let waiting = client.simple_query(&order);
+    tokio::pin!(waiting);
+    let error = loop {
+        // A request that comes before the order has begun finds nothing to cancel, so it is repeated.
+        cancel.cancel_query(NoTls).await.unwrap();
+        if let Ok(result) = tokio::time::timeout(Duration::from_millis(100), &mut waiting).await {
+            break result.err().unwrap();
+        }
+    };
+    assert_eq!(error.code().unwrap().code(), "57014");
+    assert_eq!(client.query("SHOW OPERATIONS", &[]).await.unwrap().len(), 1);
+}

@@ -1,0 +1,91 @@
+//! What the admin port sees of the daemon.
+
+use crate::admin::context::{AdminContext, ProposeError, RingRow};
+use quorate_model::{Applied, Command, NodeId, PartitionMap, ReplicaReport};
+use quorate_partition_map::{MapError, MapHandle};
+use quorate_reconfig_agent::agent::collect_reports;
+use quorate_ring::Ring;
+use quorate_transport::Peers;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::watch;
+
+/// A node that does not tell its replicas in this time is left out of SHOW.
+const REPORTS_DEADLINE: Duration = Duration::from_millis(500);
+
+pub struct Operator {
+    pub node: NodeId,
+    pub map: MapHandle,
+    pub ring: Ring,
+    pub peers: Arc<Peers>,
+}
+
+fn to_admin(error: MapError) -> ProposeError {
+    match error {
+        MapError::Refused(refusal) => ProposeError::Refused(refusal),
+        MapError::NoLeader => ProposeError::NoLeader,
+        MapError::Timeout(_) => ProposeError::Unknown,
+        other => ProposeError::Unavailable(other.to_string()),
+    }
+}
+
+#[async_trait::async_trait]
+impl AdminContext for Operator {
+    fn node(&self) -> NodeId {
+        self.node
+    }
+
+    fn map(&self) -> Arc<PartitionMap> {
+        self.map.watch().borrow().clone()
+    }
+
+    fn map_watch(&self) -> watch::Receiver<Arc<PartitionMap>> {
+        self.map.watch()
+    }
+
+    async fn propose(&self, command: Command) -> Result<Applied, ProposeError> {
+        self.map.propose(command).await.map_err(to_admin)
+    }
+
+    async fn read_barrier(&self) -> Result<(), ProposeError> {
+        self.map.read_barrier().await.map_err(to_admin)
+    }
+
+    async fn reports(&self) -> Vec<ReplicaReport> {
+        collect_reports(&self.peers, REPORTS_DEADLINE).await
+    }
+
+    fn ring(&self) -> Vec<RingRow> {
+        self.ring
+            .view()
+            .into_iter()
+            .map(|m| RingRow {
+                position: m.position,
+                node: m.node,
+                predecessor: m.predecessor,
+                successor: m.successor,
+                state: m.state.to_owned(),
+                last_heartbeat_ms: m.last_heartbeat_ms,
+                reported_by: m.reported_by,
+            })
+            .collect()
+    }
+
+    fn usable_nodes(&self) -> BTreeSet<NodeId> {
+        let map = self.map();
+        map.nodes.keys().copied().filter(|n| !self.ring.is_suspect(*n)).collect()
+    }
+
+    fn raft_role(&self, node: NodeId) -> String {
+        self.map.role_of(node).to_owned()
+    }
+
+    fn scram_verifier(&self, password: &str) -> String {
+        quorate_proxy::scram::verifier(password)
+    }
+
+    fn now_ms(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+    }
+}

@@ -1,0 +1,317 @@
+//! What a session is in the middle of: the requests whose answers are outstanding, the transaction, and what the
+//! backend keeps for it. From this follows what can be done for the client when the backend is lost.
+//!
+//! The tracker is told of every message in both directions, whole or by its beginning. It errs towards caution: a
+//! request that might have committed something counts as one that did.
+
+use super::header::c_string;
+use super::kept::Kept;
+use crate::guard::Marks;
+use std::collections::VecDeque;
+
+/// Requests without an answer that a session may have; above this the relay stops reading from the client.
+pub const MAX_OUTSTANDING: usize = 64 * 1024;
+
+/// A request that a ReadyForQuery will answer, or the end of a COPY that may have to be matched to one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    /// Query or FunctionCall.
+    Simple,
+    Sync,
+    CopyEnd,
+}
+
+/// What the loss of the backend means for the session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Nothing: the next request goes to another backend.
+    Keep,
+    /// Its transaction is gone for certain.
+    Aborted,
+    /// Something was kept that is gone: named.
+    State(String),
+    /// A statement was under way whose fate is not known.
+    Unknown,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tracker {
+    /// Of the last ReadyForQuery: idle `I`, in a transaction `T`, in a failed one `E`.
+    status: u8,
+    waits: VecDeque<Wait>,
+    /// How many of `waits` are not CopyEnd.
+    answers: usize,
+    /// Extended-protocol messages were sent and no Sync after them.
+    batch: bool,
+    /// The server waits for the client's copy data.
+    copy_in: bool,
+    /// A request in flight may have executed something.
+    executes: bool,
+    /// A request in flight may have committed something.
+    commits: bool,
+    /// The unnamed statement, or any named one, may commit.
+    unnamed_commits: bool,
+    named_commits: bool,
+    /// A statement that may commit was bound in this transaction.
+    bound_commits: bool,
+    /// A statement mentioned set_config: its parameters are looked at too.
+    watches_binds: bool,
+    kept: Kept,
+    /// Requests begun, for those who have to tell one from the next.
+    requests: u64,
+}
+
+impl Default for Tracker {
+    fn default() -> Self {
+        Tracker {
+            status: b'I',
+            waits: VecDeque::new(),
+            answers: 0,
+            batch: false,
+            copy_in: false,
+            executes: false,
+            commits: false,
+            unnamed_commits: false,
+            named_commits: false,
+            bound_commits: false,
+            watches_binds: false,
+            kept: Kept::default(),
+            requests: 0,
+        }
+    }
+}
+
+impl Tracker {
+    /// No answer is outstanding and no request begun.
+    #[inline]
+    pub fn is_quiet(&self) -> bool {
+        self.answers == 0 && !self.batch && !self.copy_in
+    }
+
+    /// Quiet and outside a transaction: here a session may change its backend.
+    #[inline]
+    pub fn is_idle(&self) -> bool {
+        self.status == b'I' && self.is_quiet()
+    }
+
+    pub fn status(&self) -> u8 {
+        self.status
+    }
+
+    pub fn in_transaction(&self) -> bool {
+        self.status != b'I'
+    }
+
+    pub fn requests(&self) -> u64 {
+        self.requests
+    }
+
+    pub fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
+    pub fn watches_binds(&self) -> bool {
+        self.watches_binds
+    }
+
+    pub fn is_overfull(&self) -> bool {
+        self.waits.len() >= MAX_OUTSTANDING
+    }
+
+    /// Answers that are outstanding, and whether a batch was begun behind them.
+    pub fn outstanding(&self) -> (usize, bool) {
+        (self.answers, self.batch)
+    }
+
+    /// A message of the client. `body` is all of it or its beginning; `marks` of its text, if it has one.
+    /// False: PostgreSQL knows no such message.
+    #[inline]
+    pub fn front(&mut self, tag: u8, body: &[u8], marks: Marks) -> bool {
+        match tag {
+            b'Q' => {
+                self.begin(Wait::Simple);
+                self.executes = true;
+                self.commits |= marks.has(Marks::MAY_COMMIT);
+                self.text(marks);
+            }
+            b'P' => self.parse(body, marks),
+            b'B' => self.bind(body),
+            b'E' => {
+                self.extend();
+                self.executes = true;
+                self.commits |= self.bound_commits;
+            }
+            b'D' | b'H' => self.extend(),
+            b'C' => {
+                self.extend();
+                if let Some((b'S', rest)) = body.split_first()
+                    && let Some((name, _)) = c_string(rest)
+                {
+                    self.kept.close(name);
+                }
+            }
+            // Within a COPY the server ignores it.
+            b'S' if self.copy_in => {}
+            b'S' => {
+                self.begin(Wait::Sync);
+                self.batch = false;
+            }
+            b'F' => {
+                self.begin(Wait::Simple);
+                self.executes = true;
+            }
+            b'd' => {}
+            b'c' | b'f' => self.end_copy(),
+            b'X' => {}
+            _ => return false,
+        }
+        true
+    }
+
+    fn begin(&mut self, wait: Wait) {
+        if self.is_quiet() {
+            self.requests += 1;
+        }
+        self.waits.push_back(wait);
+        self.answers += 1;
+    }
+
+    fn extend(&mut self) {
+        if self.is_quiet() {
+            self.requests += 1;
+        }
+        self.batch = true;
+    }
+
+    fn text(&mut self, marks: Marks) {
+        self.kept.text(marks);
+        self.watches_binds |= marks.has(Marks::SET_CONFIG);
+    }
+
+    fn parse(&mut self, body: &[u8], marks: Marks) {
+        self.extend();
+        let name = c_string(body).map_or(body, |(name, _)| name);
+        if name.is_empty() {
+            self.unnamed_commits = marks.has(Marks::MAY_COMMIT);
+        } else {
+            self.named_commits |= marks.has(Marks::MAY_COMMIT);
+            self.kept.prepare(name);
+        }
+        self.text(marks);
+    }
+
+    fn bind(&mut self, body: &[u8]) {
+        self.extend();
+        let statement = c_string(body).and_then(|(_, rest)| c_string(rest)).map(|(name, _)| name);
+        self.bound_commits |= match statement {
+            Some(b"") => self.unnamed_commits,
+            Some(_) => self.named_commits,
+            None => true,
+        };
+    }
+
+    /// More of a large text was sent.
+    pub fn more_text(&mut self, marks: Marks) {
+        self.text(marks);
+        self.commits |= marks.has(Marks::MAY_COMMIT);
+        self.unnamed_commits |= marks.has(Marks::MAY_COMMIT);
+        self.named_commits |= marks.has(Marks::MAY_COMMIT);
+    }
+
+    fn end_copy(&mut self) {
+        if self.copy_in {
+            self.copy_in = false;
+        } else if !self.is_quiet() {
+            // It may have been sent before the server says that it wants data.
+            self.waits.push_back(Wait::CopyEnd);
+        }
+    }
+
+    /// `ReadyForQuery`.
+    #[inline]
+    pub fn ready(&mut self, status: u8) {
+        while let Some(wait) = self.waits.pop_front() {
+            if wait != Wait::CopyEnd {
+                self.answers -= 1;
+                break;
+            }
+        }
+        self.status = status;
+        self.copy_in = false;
+        if status == b'I' && self.answers == 0 {
+            self.bound_commits = false;
+        }
+        if self.answers == 0 && !self.batch {
+            self.executes = false;
+            self.commits = false;
+            self.waits.clear();
+        }
+    }
+
+    /// `CopyInResponse`: what the server reads until the copy's end is data, and a Sync among it is ignored.
+    pub fn copy_in_response(&mut self) {
+        self.copy_in = true;
+        if self.waits.front() == Some(&Wait::Simple) {
+            if self.waits.get(1) == Some(&Wait::CopyEnd) {
+                self.waits.remove(1);
+                self.copy_in = false;
+            }
+            return;
+        }
+        while let Some(wait) = self.waits.front() {
+            match wait {
+                Wait::Sync => {
+                    self.waits.pop_front();
+                    self.answers -= 1;
+                    if self.waits.is_empty() {
+                        self.batch = true;
+                    }
+                }
+                Wait::CopyEnd => {
+                    self.waits.pop_front();
+                    self.copy_in = false;
+                    return;
+                }
+                Wait::Simple => return,
+            }
+        }
+        self.batch = true;
+    }
+
+    /// The body of a CommandComplete.
+    #[inline]
+    pub fn complete(&mut self, body: &[u8]) {
+        self.kept.complete(body.strip_suffix(b"\0").unwrap_or(body));
+    }
+
+    /// A ParameterStatus after startup, its value different from before.
+    pub fn parameter(&mut self, name: &[u8]) {
+        self.kept.parameter(name);
+    }
+
+    /// The backend is gone: what of the session is gone with it?
+    pub fn loss(&self) -> Loss {
+        if self.is_idle() {
+            return self.state_or(Loss::Keep);
+        }
+        let alone = self.answers + usize::from(self.batch) <= 1;
+        if self.in_transaction() {
+            // Of several requests in flight the first may have ended the transaction.
+            let certain = self.is_quiet() || !self.executes || (alone && !self.commits);
+            return if certain { self.state_or(Loss::Aborted) } else { Loss::Unknown };
+        }
+        if self.executes { Loss::Unknown } else { self.state_or(Loss::Aborted) }
+    }
+
+    fn state_or(&self, otherwise: Loss) -> Loss {
+        self.kept.describe().map_or(otherwise, Loss::State)
+    }
+
+    /// The session has been told of the loss and starts anew, with nothing in flight.
+    pub fn reset(&mut self) {
+        *self = Tracker { requests: self.requests, ..Tracker::default() };
+    }
+}
+
+#[cfg(test)]
+mod tests;

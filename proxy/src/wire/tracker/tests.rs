@@ -1,0 +1,215 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::guard;
+use crate::wire::lane::{Front, Lane};
+use crate::wire::reply::{begin, end};
+use proptest::prelude::*;
+
+fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let start = begin(&mut out, tag);
+    out.extend_from_slice(body);
+    end(&mut out, start);
+    out
+}
+
+/// A step of a session: who speaks, and what.
+#[derive(Clone, Debug)]
+enum Step {
+    Front(u8, Vec<u8>),
+    Back(u8, Vec<u8>),
+}
+
+fn text(sql: &str) -> Vec<u8> {
+    [sql.as_bytes(), b"\0"].concat()
+}
+
+fn tell(tracker: &mut Tracker, front: bool, tag: u8, body: &[u8]) {
+    if front {
+        let marks = match tag {
+            b'Q' => guard::read(body),
+            b'P' => guard::read(c_string(body).unwrap().1),
+            _ => Marks::default(),
+        };
+        assert!(tracker.front(tag, body, marks));
+        return;
+    }
+    match tag {
+        b'Z' => tracker.ready(body[0]),
+        b'C' => tracker.complete(body),
+        b'G' => tracker.copy_in_response(),
+        _ => {}
+    }
+}
+
+fn run(steps: &[Step]) -> Tracker {
+    let mut tracker = Tracker::default();
+    for step in steps {
+        match step {
+            Step::Front(tag, body) => tell(&mut tracker, true, *tag, body),
+            Step::Back(tag, body) => tell(&mut tracker, false, *tag, body),
+        }
+    }
+    tracker
+}
+
+fn q(sql: &str) -> Step {
+    Step::Front(b'Q', text(sql))
+}
+
+fn f(tag: u8) -> Step {
+    Step::Front(tag, Vec::new())
+}
+
+fn parse(name: &str, sql: &str) -> Step {
+    Step::Front(b'P', [text(name), text(sql), vec![0, 0]].concat())
+}
+
+fn bind(statement: &str) -> Step {
+    Step::Front(b'B', [text(""), text(statement), vec![0; 6]].concat())
+}
+
+fn z(status: u8) -> Step {
+    Step::Back(b'Z', vec![status])
+}
+
+fn done(tag: &str) -> Step {
+    Step::Back(b'C', text(tag))
+}
+
+fn g() -> Step {
+    Step::Back(b'G', vec![0; 3])
+}
+
+#[test]
+fn an_idle_session_is_kept() {
+    assert_eq!(run(&[]).loss(), Loss::Keep);
+    assert_eq!(run(&[q("select 1"), done("SELECT 1"), z(b'I')]).loss(), Loss::Keep);
+    assert_eq!(run(&[q("insert"), done("INSERT 0 1")]).loss(), Loss::Unknown);
+}
+
+#[test]
+fn a_transaction_is_aborted_unless_its_commit_is_in_flight() {
+    let begun = [q("begin"), done("BEGIN"), z(b'T')];
+    let after = |steps: &[Step]| run(&[&begun, steps].concat()).loss();
+    assert_eq!(after(&[]), Loss::Aborted);
+    assert_eq!(after(&[q("insert into t values (1)")]), Loss::Aborted);
+    assert_eq!(after(&[q("commit")]), Loss::Unknown);
+    assert_eq!(after(&[q("rollback")]), Loss::Aborted);
+    assert_eq!(after(&[q("select 1"), q("select 2")]), Loss::Unknown);
+    assert_eq!(after(&[q("commit"), done("COMMIT"), z(b'I')]), Loss::Keep);
+    assert_eq!(after(&[parse("", "commit"), bind(""), f(b'E'), f(b'S')]), Loss::Unknown);
+    assert_eq!(after(&[parse("", "select 1"), bind(""), f(b'E'), f(b'S')]), Loss::Aborted);
+}
+
+#[test]
+fn a_commit_prepared_earlier_is_remembered() {
+    let steps = [
+        parse("c", "commit"), f(b'S'), z(b'I'),
+        q("begin"), z(b'T'),
+        bind("c"), f(b'E'), f(b'S'),
+    ];
+    assert_eq!(run(&steps).loss(), Loss::Unknown);
+    let later = [q("begin"), z(b'T'), parse("", "commit"), f(b'S'), z(b'T'), bind(""), f(b'E'), f(b'S')];
+    assert_eq!(run(&later).loss(), Loss::Unknown);
+}
+
+#[test]
+fn a_batch_that_executed_nothing_is_certain() {
+    assert_eq!(run(&[parse("", "insert"), f(b'D'), f(b'S')]).loss(), Loss::Aborted);
+    assert_eq!(run(&[parse("s", "insert"), f(b'D'), f(b'S')]).loss(), Loss::State("named prepared statement \"s\"".into()));
+}
+
+#[test]
+fn a_pipeline_has_an_answer_for_each_sync() {
+    let steps = [parse("", "x"), f(b'S'), parse("", "x"), f(b'S'), z(b'I')];
+    let mut tracker = run(&steps);
+    assert!(!tracker.is_idle());
+    tracker.ready(b'I');
+    assert!(tracker.is_idle());
+}
+
+#[test]
+fn copy_in_by_either_protocol_ends_idle() {
+    let simple = [q("copy"), g(), f(b'd'), f(b'c'), done("COPY 1"), z(b'I')];
+    assert!(run(&simple).is_idle());
+    assert!(!run(&simple[..4]).is_idle());
+    // libpq: the Sync comes behind the data.
+    let extended = [bind(""), f(b'E'), f(b'H'), g(), f(b'd'), f(b'c'), f(b'S'), done("COPY 1"), z(b'I')];
+    assert!(run(&extended).is_idle());
+    // tokio-postgres: a Sync before the data, ignored by the server, and one behind.
+    let early = [bind(""), f(b'E'), f(b'S'), g(), f(b'd'), f(b'c'), f(b'S'), done("COPY 1"), z(b'I')];
+    assert!(run(&early).is_idle());
+    assert!(!run(&early[..7]).is_idle());
+    // All at once, before the server has said anything.
+    let blind = [bind(""), f(b'E'), f(b'S'), f(b'd'), f(b'c'), f(b'S'), g(), done("COPY 1"), z(b'I')];
+    assert!(run(&blind).is_idle());
+    assert!(!run(&blind[..8]).is_idle());
+    let blind = [q("copy"), f(b'd'), f(b'c'), g(), done("COPY 1"), z(b'I')];
+    assert!(run(&blind).is_idle());
+    // The copy failed before it began, and its data is ignored.
+    assert!(run(&[q("copy"), f(b'd'), f(b'c'), z(b'I')]).is_idle());
+    assert!(run(&[q("copy"), g(), z(b'I'), f(b'd'), f(b'c')]).is_idle());
+}
+
+#[test]
+fn unknown_messages_are_told() {
+    assert!(!Tracker::default().front(b'p', b"", Marks::default()));
+    assert!(!Tracker::default().front(0, b"", Marks::default()));
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        Just(q("select 1")), Just(q("commit")), Just(q("create temp table x()")), Just(f(b'S')), Just(f(b'E')),
+        Just(parse("a", "commit")), Just(parse("", "select set_config('a','b',false)")), Just(bind("a")), Just(f(b'd')),
+        Just(f(b'c')), Just(g()), Just(z(b'I')), Just(z(b'T')), Just(done("SET")), Just(done("SELECT 3")),
+        (0usize..3000).prop_map(|n| Step::Back(b'D', vec![7; n])),
+        (0usize..70_000).prop_map(|n| Step::Front(b'd', vec![7; n])),
+    ]
+}
+
+proptest! {
+    /// Bytes cut at random places give the same result as whole messages.
+    #[test]
+    fn cuts_do_not_matter(steps in prop::collection::vec(step(), 0..30), cuts in prop::collection::vec(1usize..5000, 1..40)) {
+        let expected = run(&steps);
+        let mut tracker = Tracker::default();
+        let (mut up, mut down) = (Lane::default(), Lane::default());
+        let mut cuts = cuts.iter().cycle();
+        for step in &steps {
+            let (front, tag, body) = match step {
+                Step::Front(tag, body) => (true, *tag, body),
+                Step::Back(tag, body) => (false, *tag, body),
+            };
+            let lane = if front { &mut up } else { &mut down };
+            let bytes = message(tag, body);
+            let mut rest = &bytes[..];
+            while !rest.is_empty() {
+                let space = lane.space();
+                let n = (*cuts.next().unwrap()).min(rest.len()).min(space.len());
+                space[..n].copy_from_slice(&rest[..n]);
+                lane.fill(n);
+                rest = &rest[n..];
+                loop {
+                    match lane.front(|t| t == b'Q' || t == b'P').unwrap() {
+                        Front::Nothing => break,
+                        Front::Whole(h) => {
+                            tell(&mut tracker, front, h.tag, &lane.unjudged()[5..h.total]);
+                            lane.pass(h.total);
+                        }
+                        Front::Large(h) => {
+                            tell(&mut tracker, front, h.tag, &lane.unjudged()[5..]);
+                            lane.begin_large(h);
+                        }
+                        Front::Part(n) => lane.pass(n),
+                    }
+                }
+                let unsent = lane.unsent().len();
+                lane.advance(unsent);
+            }
+        }
+        prop_assert!(up.at_boundary() && down.at_boundary());
+        prop_assert_eq!(tracker, expected);
+    }
+}

@@ -1,0 +1,512 @@
+//! The actor: hears, decides, sends.
+
+use super::nodes::Nodes;
+use super::steps::Laps;
+use super::{Event, is_past};
+use crate::agent::{Request, Response};
+use crate::decide::{
+    self, Act, Failure, Heard, Note, Order, OrderKind, Progress, Reply, Timers, Trigger, View, What,
+};
+use crate::map::{Leader, Map, ProposeError};
+use quorate_model::{
+    Applied, Change, Command, Database, DatabaseId, Epoch, EventKind, NodeId, PartitionMap, Phase,
+    ReplicaId, ReplicaReport, RunState,
+};
+use quorate_transport::{Peers, Service, decode, encode};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+/// Decisions that depend on time alone are looked at so often.
+const TICK: Duration = Duration::from_millis(20);
+/// Suspects and nodes that are down are asked again so often.
+const RECHECK: Duration = Duration::from_millis(500);
+
+/// A proposal under way, with what to record when it is accepted.
+#[derive(Debug)]
+pub(super) enum Proposal {
+    Elect(Trigger),
+    Change(Change, Note),
+    Operation,
+}
+
+pub(super) struct Actor {
+    me: NodeId,
+    timers: Timers,
+    map: Arc<dyn Map>,
+    watch: watch::Receiver<Arc<PartitionMap>>,
+    leader: watch::Receiver<Leader>,
+    peers: Arc<Peers>,
+    inbox: mpsc::Sender<Event>,
+    shared_down: Arc<Mutex<BTreeSet<NodeId>>>,
+    born: Instant,
+    leading_since_ms: Option<u64>,
+    nodes: Nodes,
+    reports: BTreeMap<ReplicaId, Heard>,
+    progress: BTreeMap<DatabaseId, Progress>,
+    laps: BTreeMap<DatabaseId, Laps>,
+    /// A proposal of this version is under way or not yet visible here.
+    proposing: BTreeMap<DatabaseId, Proposing>,
+}
+
+struct Proposing {
+    version: u64,
+    ended: bool,
+}
+
+impl Actor {
+    pub fn new(
+        me: NodeId,
+        timers: Timers,
+        map: Arc<dyn Map>,
+        leader: watch::Receiver<Leader>,
+        peers: Arc<Peers>,
+        inbox: mpsc::Sender<Event>,
+        shared_down: Arc<Mutex<BTreeSet<NodeId>>>,
+    ) -> Actor {
+        let watch = map.watch();
+        Actor {
+            me,
+            timers,
+            map,
+            watch,
+            leader,
+            peers,
+            inbox,
+            shared_down,
+            born: Instant::now(),
+            leading_since_ms: None,
+            nodes: Nodes::default(),
+            reports: BTreeMap::new(),
+            progress: BTreeMap::new(),
+            laps: BTreeMap::new(),
+            proposing: BTreeMap::new(),
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.born.elapsed().as_millis() as u64 + 1
+    }
+
+    fn now_us(&self) -> u64 {
+        self.born.elapsed().as_micros() as u64 + 1
+    }
+
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>, stop: CancellationToken) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut recheck = Instant::now();
+        let mut leader = self.leader.clone();
+        let mut watch = self.watch.clone();
+        loop {
+            tokio::select! {
+                event = events.recv() => {
+                    let Some(event) = event else { return };
+                    self.take(event);
+                    while let Ok(event) = events.try_recv() {
+                        self.take(event);
+                    }
+                }
+                changed = watch.changed() => if changed.is_err() { return },
+                changed = leader.changed() => if changed.is_err() { return },
+                _ = tick.tick() => {}
+                () = stop.cancelled() => return,
+            }
+            if recheck.elapsed() >= RECHECK {
+                recheck = Instant::now();
+                self.recheck();
+            }
+            self.follow_leadership();
+            if self.leading_since_ms.is_some() {
+                self.decide();
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        let now = self.now_ms();
+        match event {
+            Event::Reports { from, reports } => self.heard(from, reports, now),
+            Event::Suspect { node, reporter, silent_ms } => {
+                self.nodes.check(node, reporter, silent_ms, &self.peers, &self.inbox);
+            }
+            Event::Alive { node } => self.nodes.check(node, self.me, 0, &self.peers, &self.inbox),
+            Event::Checked { node, reporter, silent_ms, answered } => {
+                self.nodes.checked(node, reporter, silent_ms, answered, now);
+                self.publish_down();
+            }
+            Event::Obeyed { database, replica, epoch, kind, outcome } => {
+                self.obeyed(database, replica, epoch, kind, outcome, now);
+            }
+            Event::Proposed { database, version, proposal, outcome } => {
+                self.proposed(database, version, proposal, outcome);
+            }
+        }
+    }
+
+    fn publish_down(&self) {
+        let down = self.nodes.down.keys().copied().collect();
+        *self.shared_down.lock().unwrap_or_else(PoisonError::into_inner) = down;
+    }
+
+    fn recheck(&mut self) {
+        let down: Vec<(NodeId, NodeId, u64)> =
+            self.nodes.down.iter().map(|(n, d)| (*n, d.reported_by, d.silent_ms)).collect();
+        for (node, reporter, silent_ms) in down {
+            self.nodes.check(node, reporter, silent_ms, &self.peers, &self.inbox);
+        }
+    }
+
+    fn heard(&mut self, from: NodeId, reports: Vec<ReplicaReport>, now: u64) {
+        self.nodes.heard(from);
+        self.publish_down();
+        let named: BTreeSet<ReplicaId> = reports.iter().map(|r| r.replica).collect();
+        // What a node no longer names is gone from it.
+        for (id, heard) in &mut self.reports {
+            if heard.report.node == from && !named.contains(id) {
+                heard.report.run = RunState::Absent;
+                heard.at_ms = now;
+            }
+        }
+        for report in reports {
+            let unwell = report.run != RunState::Running;
+            let known = self.reports.get(&report.replica);
+            let unwell_since_ms =
+                unwell.then(|| known.and_then(|h| h.unwell_since_ms).unwrap_or(now));
+            self.reports.insert(report.replica, Heard { report, at_ms: now, unwell_since_ms });
+        }
+    }
+
+    /// A new leader starts from the map alone.
+    fn follow_leadership(&mut self) {
+        let leads = self.leader.borrow().is_me;
+        match (leads, self.leading_since_ms) {
+            (true, None) => {
+                tracing::info!(node = %self.me, "coordinating");
+                self.leading_since_ms = Some(self.now_ms());
+                self.progress.clear();
+                self.proposing.clear();
+                self.laps.clear();
+                // Who is down is not known here yet: ask everybody once.
+                for node in self.peers.nodes() {
+                    if node != self.me {
+                        self.nodes.check(node, self.me, 0, &self.peers, &self.inbox);
+                    }
+                }
+            }
+            (false, Some(_)) => {
+                tracing::info!(node = %self.me, "no longer coordinating");
+                self.leading_since_ms = None;
+            }
+            _ => {}
+        }
+    }
+
+    fn decide(&mut self) {
+        let map = self.watch.borrow().clone();
+        let now_ms = self.now_ms();
+        self.progress.retain(|id, _| map.databases.contains_key(id));
+        let mut elections = Vec::new();
+        for database in map.databases.values() {
+            if let Some(p) = self.proposing.get(&database.id) {
+                if !p.ended || !is_past(&map, database.id, p.version) {
+                    continue;
+                }
+                self.proposing.remove(&database.id);
+            }
+            let reign = database.epoch.reign();
+            let progress =
+                self.progress.entry(database.id).or_insert_with(|| Progress::new(reign));
+            if progress.reign != reign {
+                *progress = Progress::new(reign);
+            }
+            progress.enter(database.phase.name(), now_ms);
+            let view = View {
+                me: self.me,
+                now_ms,
+                unix_ms: unix_ms(),
+                leading_since_ms: self.leading_since_ms.unwrap_or(now_ms),
+                map: &map,
+                down: &self.nodes.down,
+                reports: &self.reports,
+                timers: &self.timers,
+            };
+            let acts = decide::next(&view, database, progress);
+            for act in acts {
+                match act {
+                    Act::Elect(trigger) => elections.push((database.id, database.version, trigger)),
+                    act => self.act(database, act),
+                }
+            }
+        }
+        self.elect(&map, elections);
+    }
+
+    /// The elections of one look go into one entry of the log.
+    fn elect(&mut self, map: &PartitionMap, elections: Vec<(DatabaseId, u64, Trigger)>) {
+        if elections.is_empty() {
+            return;
+        }
+        let mut commands = Vec::new();
+        for (database, version, trigger) in &elections {
+            self.proposing.insert(*database, Proposing { version: *version, ended: false });
+            self.laps.insert(*database, Laps::begin(trigger.detect_ms, self.now_us()));
+            let name = map.databases.get(database).map(|d| map.full_name(d));
+            tracing::warn!(database = name, reason = trigger.reason, "electing a primary");
+            commands.push(Command::Reconfigure {
+                database: *database,
+                version: *version,
+                change: Change::Elect { coordinator: self.me },
+            });
+        }
+        let (map, inbox) = (self.map.clone(), self.inbox.clone());
+        tokio::spawn(async move {
+            let outcome = map.propose(Command::Batch(commands)).await;
+            for (i, (database, version, trigger)) in elections.into_iter().enumerate() {
+                let outcome = match &outcome {
+                    Ok(Applied::Batch(results)) => match results.get(i) {
+                        Some(Ok(applied)) => Ok(applied.clone()),
+                        Some(Err(refusal)) => Err(ProposeError::Refused(refusal.clone())),
+                        None => Err(ProposeError::Unavailable("no answer".to_owned())),
+                    },
+                    Ok(other) => Ok(other.clone()),
+                    Err(e) => Err(e.clone()),
+                };
+                let proposal = Proposal::Elect(trigger);
+                let _ = inbox.send(Event::Proposed { database, version, proposal, outcome }).await;
+            }
+        });
+    }
+
+    fn act(&mut self, database: &Database, act: Act) {
+        if self.proposing.contains_key(&database.id) {
+            return;
+        }
+        let now_ms = unix_ms();
+        match act {
+            Act::Order(order) => self.order(database, order),
+            Act::Elect(_) => {}
+            Act::Propose { change, note } => {
+                if matches!(change, Change::Promote { .. }) {
+                    self.lap(database.id, "fence");
+                }
+                tracing::debug!(database = %database.id, ?change, "proposing");
+                let command = Command::Reconfigure {
+                    database: database.id,
+                    version: database.version,
+                    change: change.clone(),
+                };
+                self.propose(database, command, Proposal::Change(change, note));
+            }
+            Act::Progress { operation, step } => {
+                let command = Command::Progress { operation, step, now_ms };
+                self.spawn_progress(command);
+            }
+            Act::EndOperation { operation, state } => {
+                let command = Command::EndOperation { operation, state, now_ms };
+                self.propose(database, command, Proposal::Operation);
+            }
+        }
+    }
+
+    fn spawn_progress(&self, command: Command) {
+        let map = self.map.clone();
+        tokio::spawn(async move {
+            if let Err(error) = map.propose(command).await {
+                tracing::debug!(%error, "an operation's step was not recorded");
+            }
+        });
+    }
+
+    fn propose(&mut self, database: &Database, command: Command, proposal: Proposal) {
+        self.proposing
+            .insert(database.id, Proposing { version: database.version, ended: false });
+        let (map, inbox) = (self.map.clone(), self.inbox.clone());
+        let (database, version) = (database.id, database.version);
+        tokio::spawn(async move {
+            let outcome = map.propose(command).await;
+            let _ = inbox.send(Event::Proposed { database, version, proposal, outcome }).await;
+        });
+    }
+
+    fn proposed(
+        &mut self,
+        id: DatabaseId,
+        version: u64,
+        proposal: Proposal,
+        outcome: Result<Applied, ProposeError>,
+    ) {
+        match &outcome {
+            Ok(_) => {
+                if let Some(p) = self.proposing.get_mut(&id).filter(|p| p.version == version) {
+                    p.ended = true;
+                }
+            }
+            Err(error) => {
+                self.proposing.remove(&id);
+                tracing::info!(database = %id, %error, "a proposal was not accepted; looking again");
+                return;
+            }
+        }
+        let map = self.watch.borrow().clone();
+        match proposal {
+            Proposal::Elect(trigger) => {
+                self.lap(id, "record");
+                if let Some(database) = map.databases.get(&id) {
+                    let mut progress = Progress::new(database.epoch.reign());
+                    progress.trigger = Some(trigger);
+                    self.progress.insert(id, progress);
+                }
+            }
+            Proposal::Change(change, note) => {
+                if matches!(change, Change::Promote { .. }) {
+                    self.lap(id, "record");
+                }
+                self.note(&map, id, &change, note);
+            }
+            Proposal::Operation => {}
+        }
+    }
+
+    /// Records for people what has just been accepted.
+    fn note(&mut self, map: &PartitionMap, id: DatabaseId, change: &Change, note: Note) {
+        let database = map.databases.get(&id);
+        let target = database.map_or_else(|| id.to_string(), |d| map.full_name(d));
+        let epoch = database.map_or(Epoch::default(), |d| d.epoch);
+        let mut event = quorate_model::Event {
+            id: 0,
+            at_ms: unix_ms(),
+            database: id,
+            target,
+            kind: EventKind::Dropped,
+            epoch,
+            reason: String::new(),
+            reported_by: None,
+            from: None,
+            to: None,
+            steps: Vec::new(),
+        };
+        match note {
+            Note::Nothing => return,
+            Note::Event { kind, reason, from, to } => {
+                event.kind = kind;
+                event.reason = reason;
+                event.from = from;
+                event.to = to;
+            }
+            Note::Reconfigured => {
+                let Some(progress) = self.progress.get(&id) else { return };
+                let Some(trigger) = &progress.trigger else { return };
+                event.kind = if decide::reconfigure::is_reelection(progress) {
+                    EventKind::Reelection
+                } else if trigger.switchover {
+                    EventKind::Switchover
+                } else {
+                    EventKind::Failover
+                };
+                event.reason = trigger.reason.clone();
+                event.reported_by = trigger.reported_by;
+                event.from = Some(trigger.from);
+                event.to = database.map(|d| d.current.primary);
+                if let Some(laps) = self.laps.remove(&id) {
+                    event.steps = laps.steps().to_vec();
+                }
+                for step in &event.steps {
+                    metrics::histogram!("quorate_failover_seconds", "phase" => step.name.clone())
+                        .record(step.micros as f64 / 1e6);
+                }
+            }
+        }
+        tracing::info!(database = event.target, event = event.kind.name(), %epoch, reason = event.reason, ?change, "recorded");
+        let map = self.map.clone();
+        tokio::spawn(async move {
+            if let Err(error) = map.propose(Command::Record(event)).await {
+                tracing::warn!(%error, "an event was not recorded");
+            }
+        });
+    }
+
+    fn lap(&mut self, id: DatabaseId, name: &str) {
+        let now = self.now_us();
+        if let Some(laps) = self.laps.get_mut(&id) {
+            laps.lap(name, now);
+        }
+    }
+
+    fn order(&mut self, database: &Database, order: Order) {
+        let Some(node) = database.node_of(order.replica) else { return };
+        let kind = order.what.kind();
+        if let Some(progress) = self.progress.get_mut(&database.id) {
+            progress.in_flight.insert((kind, order.replica));
+        }
+        if kind == OrderKind::Open && matches!(database.phase, Phase::Promoting { .. }) {
+            self.lap(database.id, "lease");
+        }
+        tracing::debug!(database = %database.id, replica = %order.replica, %node, order = kind.name(), "ordering");
+        let (peers, inbox) = (self.peers.clone(), self.inbox.clone());
+        let (id, replica, epoch) = (database.id, order.replica, order.epoch);
+        tokio::spawn(async move {
+            let outcome = give(&peers, node, order).await;
+            let _ = inbox.send(Event::Obeyed { database: id, replica, epoch, kind, outcome }).await;
+        });
+    }
+
+    fn obeyed(
+        &mut self,
+        id: DatabaseId,
+        replica: ReplicaId,
+        epoch: Epoch,
+        kind: OrderKind,
+        outcome: Result<Reply, Failure>,
+        now: u64,
+    ) {
+        if let Err(failure) = &outcome {
+            tracing::info!(database = %id, %replica, order = kind.name(), %failure, "an order failed");
+        }
+        let retry = self.timers.retry;
+        let Some(progress) = self.progress.get_mut(&id).filter(|p| p.reign == epoch.reign()) else {
+            return;
+        };
+        let ok = outcome.is_ok();
+        progress.on_reply(kind, replica, epoch, outcome, now, retry);
+        match kind {
+            OrderKind::Promote if ok => self.lap(id, "promote"),
+            OrderKind::Barrier if ok => self.lap(id, "barrier"),
+            OrderKind::Open if ok => self.lap(id, "open"),
+            _ => {}
+        }
+    }
+}
+
+/// How long the coordinator waits for an order to be obeyed.
+fn deadline(what: &What) -> Duration {
+    match what {
+        What::Fence => Duration::from_millis(2_000),
+        What::Open => Duration::from_secs(2),
+        What::Attach { .. } => Duration::from_secs(5),
+        What::Barrier { .. } => Duration::from_secs(6),
+        What::Promote { .. } => Duration::from_secs(20),
+        What::Checkpoint => Duration::from_secs(30),
+        What::Retire { drain_ms } => Duration::from_millis(drain_ms + 20_000),
+    }
+}
+
+async fn give(peers: &Arc<Peers>, node: NodeId, order: Order) -> Result<Reply, Failure> {
+    let deadline = deadline(&order.what);
+    let body = encode(&Request::Order(order));
+    let answer = peers
+        .call(node, Service::Agent, body, deadline)
+        .await
+        .map_err(|e| Failure::Unreachable(e.to_string()))?;
+    match decode::<Response>(&answer) {
+        Ok(Response::Obeyed(outcome)) => outcome,
+        Ok(_) => Err(Failure::Unreachable("an answer of another kind".to_owned())),
+        Err(fault) => Err(Failure::Unreachable(fault.0)),
+    }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}

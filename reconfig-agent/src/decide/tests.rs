@@ -1,0 +1,541 @@
+//! Whole reconfigurations, played against a world of values: no clock, no sockets, no Postgres.
+
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use quorate_model::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A replica as the world has it.
+#[derive(Clone)]
+struct Fake {
+    alive: bool,
+    role: InstanceRole,
+    position: Position,
+    promise: Epoch,
+    follows: Option<Epoch>,
+    gate: GateReport,
+    run: RunState,
+    /// When and from where it was promoted.
+    since: Epoch,
+    left: (Timeline, Lsn),
+}
+
+struct World {
+    map: PartitionMap,
+    id: DatabaseId,
+    me: NodeId,
+    now: u64,
+    replicas: BTreeMap<ReplicaId, Fake>,
+    down: BTreeMap<NodeId, NodeDown>,
+    progress: Progress,
+    timers: Timers,
+    unwell_since: BTreeMap<ReplicaId, u64>,
+    /// The highest position that a client was told of, and who held it.
+    acknowledged: Lsn,
+    refused: Vec<Refusal>,
+}
+
+impl World {
+    fn new(nodes: u64) -> World {
+        let mut map = PartitionMap::default();
+        for n in 1..=nodes {
+            map.apply(Command::RegisterNode(NodeRecord {
+                id: NodeId(n),
+                name: format!("n{n}"),
+                fault_domain: format!("fd{n}"),
+                update_domain: format!("ud{n}"),
+                region: "here".into(),
+                peer: String::new(),
+                client: String::new(),
+                admin: String::new(),
+                http: String::new(),
+                version: "0".into(),
+            }))
+            .unwrap();
+        }
+        map.apply(Command::CreateServer { name: "demo".into(), admin: "demo".into(), verifier: "x".into() })
+            .unwrap();
+        let placement = vec![NodeId(1), NodeId(2), NodeId(3)];
+        let created = map
+            .apply(Command::CreateDatabase { server: "demo".into(), name: "app".into(), placement, now_ms: 0 })
+            .unwrap();
+        let Applied::Operation { database: id, .. } = created else { panic!() };
+        let timers = Timers { replace_after: 15_000, ..Timers::default() };
+        let mut world = World {
+            map,
+            id,
+            me: NodeId(4),
+            now: 1_000,
+            replicas: BTreeMap::new(),
+            down: BTreeMap::new(),
+            progress: Progress::new(Epoch::new(0, 1, 0)),
+            timers,
+            unwell_since: BTreeMap::new(),
+            acknowledged: Lsn(0),
+            refused: Vec::new(),
+        };
+        world.run_until("created", |w| w.is_open() && w.db().phase == Phase::Stable);
+        world
+    }
+
+    fn db(&self) -> &Database {
+        &self.map.databases[&self.id]
+    }
+
+    fn is_open(&self) -> bool {
+        let d = self.db();
+        self.replicas.get(&d.current.primary).is_some_and(|f| {
+            f.alive && matches!(f.gate, GateReport::Open(e) if e.same_reign(d.epoch))
+        })
+    }
+
+    /// What agents do by themselves: build what is missing, start what ended, follow the primary.
+    fn agents(&mut self) {
+        let d = self.db().clone();
+        for (id, record) in &d.replicas {
+            if self.down.contains_key(&record.node) {
+                continue;
+            }
+            let primary = self.replicas.get(&d.current.primary).cloned();
+            let fake = self.replicas.entry(*id).or_insert_with(|| Fake {
+                alive: true,
+                role: InstanceRole::Standby,
+                position: Position::default(),
+                promise: Epoch::default(),
+                follows: None,
+                gate: GateReport::Closed,
+                run: RunState::Building,
+                since: Epoch::default(),
+                left: (Timeline(1), Lsn(0)),
+            });
+            if !fake.alive {
+                continue;
+            }
+            if d.phase == Phase::Creating && *id == d.current.primary {
+                fake.role = InstanceRole::Primary;
+                fake.since = d.epoch.reign();
+                fake.run = RunState::Running;
+                fake.position =
+                    Position { epoch: d.epoch.reign(), lsn: Lsn(100), timeline: Timeline(1) };
+                continue;
+            }
+            let settled = matches!(d.phase, Phase::Creating | Phase::Stable | Phase::Joint);
+            let Some(primary) = primary.filter(|p| p.alive && p.role == InstanceRole::Primary) else { continue };
+            if *id == d.current.primary || fake.role == InstanceRole::Primary && !settled {
+                continue;
+            }
+            let fresh = fake.run == RunState::Building;
+            if fresh && matches!(d.phase, Phase::Promoting { .. }) {
+                fake.run = RunState::Running;
+                fake.follows = Some(d.epoch.reign());
+            }
+            if settled && fake.promise <= d.epoch.reign() {
+                fake.role = InstanceRole::Standby;
+                let prefix = position::relate(&d.lineage, &fake.position) == position::Relation::Prefix;
+                if fresh || prefix {
+                    fake.run = RunState::Running;
+                    fake.follows = Some(d.epoch.reign());
+                } else {
+                    fake.run = RunState::Divergent;
+                }
+            }
+            if fake.follows.is_some_and(|e| e.same_reign(d.epoch)) && fake.promise <= d.epoch.reign() {
+                fake.position = primary.position;
+            }
+        }
+        let known: BTreeSet<ReplicaId> = d.replicas.keys().copied().collect();
+        self.replicas.retain(|id, _| known.contains(id));
+    }
+
+    fn reports(&mut self) -> BTreeMap<ReplicaId, Heard> {
+        let d = self.db().clone();
+        let mut all = BTreeMap::new();
+        for (id, fake) in &self.replicas {
+            let Some(node) = d.node_of(*id) else { continue };
+            if self.down.contains_key(&node) {
+                continue;
+            }
+            let run = if fake.alive { fake.run.clone() } else { RunState::Stopped("killed".into()) };
+            if run == RunState::Running {
+                self.unwell_since.remove(id);
+            } else {
+                self.unwell_since.entry(*id).or_insert(self.now);
+            }
+            let report = ReplicaReport {
+                replica: *id,
+                database: d.id,
+                node,
+                run,
+                role: fake.role,
+                promise: fake.promise,
+                position: Some(fake.position),
+                streaming: fake.follows,
+                timeline: fake.position.timeline,
+                flush_lsn: fake.position.lsn,
+                lag_bytes: 0,
+                gate: fake.gate,
+                pid: None,
+                data_directory: String::new(),
+                socket: String::new(),
+                sessions: 0,
+                size_bytes: 0,
+            };
+            let unwell_since_ms = self.unwell_since.get(id).copied();
+            all.insert(*id, Heard { report, at_ms: self.now, unwell_since_ms });
+        }
+        all
+    }
+
+    /// A client's commit: counts when the gate is open and a voter of the configuration follows.
+    fn commit(&mut self) -> bool {
+        let d = self.db().clone();
+        if !self.is_open() {
+            return false;
+        }
+        let Some(primary) = self.replicas.get_mut(&d.current.primary) else { return false };
+        primary.position.lsn.0 += 10;
+        let at = primary.position;
+        let mut acks = 0;
+        for voter in &d.current.voters {
+            let node_up = !self.down.contains_key(&d.node_of(*voter).unwrap());
+            if let Some(f) = self.replicas.get_mut(voter) {
+                if node_up && f.alive && f.promise <= d.epoch.reign()
+                    && f.follows.is_some_and(|e| e.same_reign(d.epoch))
+                {
+                    f.position = at;
+                    acks += 1;
+                }
+            }
+        }
+        if acks >= d.current.k {
+            self.acknowledged = at.lsn;
+            return true;
+        }
+        false
+    }
+
+    fn step(&mut self) {
+        self.now += 20;
+        self.agents();
+        let reports = self.reports();
+        let d = self.db().clone();
+        let reign = d.epoch.reign();
+        if self.progress.reign != reign {
+            self.progress = Progress::new(reign);
+        }
+        self.progress.enter(d.phase.name(), self.now);
+        let acts = {
+            let view = View {
+                me: self.me,
+                now_ms: self.now,
+                unix_ms: self.now,
+                leading_since_ms: 0,
+                map: &self.map,
+                down: &self.down,
+                reports: &reports,
+                timers: &self.timers,
+            };
+            next(&view, &d, &self.progress)
+        };
+        let mut changed = false;
+        for act in acts {
+            match act {
+                Act::Elect(trigger) if !changed => {
+                    changed = true;
+                    self.apply(&d, Change::Elect { coordinator: self.me });
+                    self.progress = Progress::new(self.db().epoch.reign());
+                    self.progress.trigger = Some(trigger);
+                }
+                Act::Propose { change, .. } if !changed => {
+                    changed = true;
+                    self.apply(&d, change);
+                }
+                Act::Order(order) => {
+                    let (kind, replica, epoch) = (order.what.kind(), order.replica, order.epoch);
+                    let outcome = self.obey(&d, order);
+                    self.progress.on_reply(kind, replica, epoch, outcome, self.now, 150);
+                }
+                Act::Progress { operation, step } => {
+                    let _ = self.map.apply(Command::Progress { operation, step, now_ms: self.now });
+                }
+                Act::EndOperation { operation, state } => {
+                    self.map.apply(Command::EndOperation { operation, state, now_ms: self.now }).unwrap();
+                }
+                _ => {}
+            }
+        }
+        // I1 in this world: an open primary's log holds everything that was acknowledged.
+        if self.map.databases.contains_key(&self.id) && self.is_open() {
+            let primary = &self.replicas[&self.db().current.primary];
+            assert!(primary.position.lsn >= self.acknowledged, "an acknowledged commit is lost");
+        }
+    }
+
+    fn apply(&mut self, d: &Database, change: Change) {
+        let command = Command::Reconfigure { database: d.id, version: d.version, change };
+        if let Err(refusal) = self.map.apply(command) {
+            if !matches!(refusal, Refusal::Stale { .. }) {
+                self.refused.push(refusal);
+            }
+        }
+    }
+
+    fn obey(&mut self, d: &Database, order: Order) -> Result<Reply, Failure> {
+        let unreachable = Failure::Unreachable("down".into());
+        let node = d.node_of(order.replica).ok_or(unreachable.clone())?;
+        if self.down.contains_key(&node) {
+            return Err(unreachable);
+        }
+        let attached = |w: &World, r: ReplicaId| {
+            w.replicas.get(&r).is_some_and(|f| {
+                f.alive && f.follows.is_some_and(|e| e.same_reign(order.epoch))
+                    && !w.down.contains_key(&d.node_of(r).unwrap())
+            })
+        };
+        let any_voter = d.current.voters.iter().any(|v| attached(self, *v));
+        let fake = self.replicas.get_mut(&order.replica).ok_or(Failure::NotHere(order.replica))?;
+        if order.epoch.reign() < fake.promise {
+            return Err(Failure::Promised { replica: order.replica, promise: fake.promise });
+        }
+        if !matches!(order.what, What::Checkpoint | What::Barrier { .. } | What::Open) {
+            fake.promise = order.epoch.reign();
+        }
+        Ok(match order.what {
+            What::Fence => {
+                fake.follows = None;
+                if fake.role == InstanceRole::Primary {
+                    fake.gate = GateReport::Held;
+                }
+                Reply::Fenced(Fenced {
+                    position: (fake.alive && fake.run == RunState::Running).then_some(fake.position),
+                    role: fake.role,
+                    lease_left_ms: 100,
+                    note: String::new(),
+                })
+            }
+            What::Promote { uuid, .. } => {
+                let promoted = fake.role != InstanceRole::Primary;
+                fake.role = InstanceRole::Primary;
+                if promoted {
+                    fake.since = order.epoch.reign();
+                    fake.left = (fake.position.timeline, fake.position.lsn);
+                    fake.position.timeline.0 += 1;
+                }
+                Reply::Promoted(Promoted {
+                    promoted,
+                    since: fake.since,
+                    timeline: fake.position.timeline,
+                    history: vec![fake.left],
+                    lsn: fake.left.1,
+                    uuid,
+                })
+            }
+            What::Attach { history, .. } => {
+                let mut lineage = d.lineage.clone();
+                lineage.extend(history);
+                if position::relate(&lineage, &fake.position) == position::Relation::Divergent {
+                    fake.run = RunState::Divergent;
+                    return Err(Failure::Divergent {
+                        replica: order.replica,
+                        lsn: fake.position.lsn,
+                        timeline: fake.position.timeline,
+                    });
+                }
+                fake.follows = Some(order.epoch.reign());
+                fake.role = InstanceRole::Standby;
+                Reply::Done
+            }
+            What::Barrier { .. } => {
+                fake.position.epoch = order.epoch.reign();
+                fake.position.lsn.0 += 1;
+                if !any_voter {
+                    return Err(Failure::Instance("nobody acknowledges".into()));
+                }
+                Reply::Passed { lsn: fake.position.lsn }
+            }
+            What::Open => {
+                fake.gate = GateReport::Open(order.epoch.reign());
+                Reply::Done
+            }
+            What::Checkpoint => Reply::Done,
+            What::Retire { .. } => {
+                let at = fake.position;
+                fake.role = InstanceRole::Standby;
+                fake.gate = GateReport::Closed;
+                for voter in &d.current.voters {
+                    if attached(self, *voter) {
+                        self.replicas.get_mut(voter).unwrap().position = at;
+                    }
+                }
+                Reply::Retired { kept: 0, cut: 0 }
+            }
+        })
+    }
+
+    fn run_until(&mut self, what: &str, done: impl Fn(&World) -> bool) {
+        for _ in 0..5_000 {
+            self.step();
+            if done(self) {
+                return;
+            }
+        }
+        panic!("not {what}: {:#?}\nrefused: {:?}", self.db(), self.refused);
+    }
+
+    fn is_whole(&self) -> bool {
+        let d = self.db();
+        d.phase == Phase::Stable && self.is_open() && d.replicas.len() == 3 && d.current.voters.len() == 2
+    }
+
+    fn lose_node(&mut self, node: u64) {
+        let down = NodeDown { since_ms: self.now, reported_by: NodeId(4), silent_ms: 300 };
+        self.down.insert(NodeId(node), down);
+        for id in self.db().replicas_on(NodeId(node)).collect::<Vec<_>>() {
+            if let Some(f) = self.replicas.get_mut(&id) {
+                f.role = InstanceRole::Standby;
+                f.gate = GateReport::Closed;
+                f.follows = None;
+            }
+        }
+    }
+}
+
+#[test]
+fn creates_a_database() {
+    let world = World::new(4);
+    assert!(world.is_whole());
+    let operation = world.map.operations.values().next().unwrap();
+    assert_eq!(operation.kind, OperationKind::CreateDatabase);
+    assert_eq!(world.db().lineage.len(), 1);
+}
+
+#[test]
+fn loses_the_node_of_the_primary_and_becomes_whole_again() {
+    let mut world = World::new(4);
+    assert!(world.commit());
+    let first = world.db().current.primary;
+    world.lose_node(1);
+    let lost_at = world.now;
+    world.run_until("open", |w| w.is_open() && w.db().phase == Phase::Stable);
+    assert!(world.now - lost_at < 500, "{} ms", world.now - lost_at);
+    assert_ne!(world.db().current.primary, first);
+    assert!(world.commit());
+    world.run_until("whole", World::is_whole);
+    assert!(world.db().replicas_on(NodeId(4)).next().is_some(), "rebuilt elsewhere");
+    assert!(world.now - lost_at > 15_000, "not before replace_after");
+}
+
+#[test]
+fn a_postmaster_that_ends_costs_a_failover_and_its_divergent_copy_is_rebuilt() {
+    let mut world = World::new(4);
+    assert!(world.commit());
+    let first = world.db().current.primary;
+    world.replicas.get_mut(&first).unwrap().alive = false;
+    world.replicas.get_mut(&first).unwrap().position.lsn.0 += 500;
+    world.run_until("open", |w| w.is_open() && w.db().current.primary != first);
+    let fake = world.replicas.get_mut(&first).unwrap();
+    fake.alive = true;
+    fake.role = InstanceRole::Standby;
+    world.run_until("whole", World::is_whole);
+    assert!(!world.db().replicas.contains_key(&first));
+}
+
+#[test]
+fn a_false_alarm_keeps_the_incumbent() {
+    let mut world = World::new(4);
+    let first = world.db().current.primary;
+    let d = world.db().clone();
+    world.apply(&d, Change::Elect { coordinator: world.me });
+    world.progress = Progress::new(world.db().epoch.reign());
+    let epoch = world.db().epoch;
+    world.run_until("open", |w| w.is_open() && w.db().phase == Phase::Stable);
+    assert_eq!(world.db().current.primary, first);
+    assert_eq!(world.db().epoch, epoch, "one election");
+    assert_eq!(world.db().lineage.len(), 1, "no promotion");
+}
+
+#[test]
+fn a_lost_secondary_is_taken_out_then_replaced() {
+    let mut world = World::new(4);
+    world.lose_node(3);
+    world.run_until("shrunk", |w| w.db().phase == Phase::Stable && w.db().current.voters.len() == 1);
+    assert!(world.commit());
+    // Now the other alone can take over.
+    world.lose_node(1);
+    world.run_until("open", |w| w.is_open() && w.db().phase == Phase::Stable);
+    assert_eq!(world.db().primary_node(), Some(NodeId(2)));
+}
+
+#[test]
+fn two_of_three_lost_at_once_is_a_lost_quorum_that_says_who_is_missing() {
+    let mut world = World::new(4);
+    let voters: Vec<ReplicaId> = world.db().current.voters.iter().copied().collect();
+    world.lose_node(1);
+    world.lose_node(3);
+    world.run_until("lost", |w| matches!(w.db().phase, Phase::QuorumLost { .. }));
+    let Phase::QuorumLost { missing, .. } = &world.db().phase else { panic!() };
+    assert!(missing.contains(&voters[1]));
+    world.down.remove(&NodeId(3));
+    world.run_until("open", |w| w.is_open() && w.db().phase == Phase::Stable);
+}
+
+#[test]
+fn a_coordinator_that_finds_somebody_elses_election_starts_over() {
+    let mut world = World::new(4);
+    world.lose_node(1);
+    let d = world.db().clone();
+    world.apply(&d, Change::Elect { coordinator: NodeId(1) });
+    let current = Configuration::new(d.current.voters.iter().copied().next().unwrap(), [d.current.primary], 1);
+    let e = world.db().clone();
+    world.apply(&e, Change::Promote { coordinator: NodeId(1), current });
+    assert!(!world.db().previous.is_empty());
+    world.run_until("open", |w| w.is_open() && w.db().phase == Phase::Stable);
+}
+
+#[test]
+fn switches_over_to_the_wished_node() {
+    let mut world = World::new(4);
+    assert!(world.commit());
+    world.run_until("idle", |w| w.db().operation.is_none());
+    let begun = world.map.apply(Command::BeginSwitchover { database: world.id, to: Some(NodeId(3)), now_ms: 0 });
+    assert!(begun.is_ok(), "{begun:?}");
+    world.run_until("switched", |w| {
+        w.is_open() && w.db().phase == Phase::Stable && w.db().primary_node() == Some(NodeId(3))
+    });
+    world.run_until("done", |w| w.db().operation.is_none());
+    assert!(world.map.operations.values().all(|o| o.state == OperationState::Done));
+    world.run_until("whole", World::is_whole);
+}
+
+#[test]
+fn moves_a_replica() {
+    let mut world = World::new(4);
+    world.run_until("idle", |w| w.db().operation.is_none());
+    world.map.apply(Command::BeginMove { database: world.id, from: NodeId(2), to: NodeId(4), now_ms: 0 }).unwrap();
+    world.run_until("moved", |w| w.db().operation.is_none());
+    assert!(world.is_whole());
+    assert!(world.db().replicas_on(NodeId(2)).next().is_none());
+    assert!(world.map.operations.values().all(|o| o.state == OperationState::Done));
+}
+
+#[test]
+fn drops_a_database() {
+    let mut world = World::new(4);
+    world.run_until("idle", |w| w.db().operation.is_none());
+    let name = ("demo".to_owned(), "app".to_owned());
+    world.map.apply(Command::DropDatabase { server: name.0, name: name.1, now_ms: 0 }).unwrap();
+    for fake in world.replicas.values_mut() {
+        fake.run = RunState::Absent;
+    }
+    for _ in 0..50 {
+        if !world.map.databases.contains_key(&world.id) {
+            return;
+        }
+        for fake in world.replicas.values_mut() {
+            fake.run = RunState::Absent;
+        }
+        world.step();
+    }
+    panic!("still there: {:?} {:?}", world.db(), world.refused);
+}

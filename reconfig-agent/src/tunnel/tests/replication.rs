@@ -1,0 +1,154 @@
+//! A real primary and a real standby.
+
+use super::nodes::*;
+use super::postgres::*;
+use crate::tunnel::{Downstream, Flush, Upstreams};
+use quorate_model::Lsn;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// A primary, and a standby that was copied from it and streams from it, all through tunnels.
+pub struct Pair {
+    pub nodes: Nodes,
+    pub downstream: Downstream,
+    pub primary: Instance,
+    pub standby: Instance,
+    pub tunnel_dir: PathBuf,
+    _dir: TempDir,
+}
+
+impl Pair {
+    pub async fn start() -> Pair {
+        let dir = shared_dir();
+        let nodes = Nodes::start(dir.path(), Upstreams::new()).await;
+        let mut primary = Instance::at(dir.path(), "p");
+        let mut standby = Instance::at(dir.path(), "s");
+        primary.init().await;
+        primary.start().await;
+        primary.ask("SELECT pg_create_physical_replication_slot('r2', true)").await;
+        primary.ask("CREATE TABLE kept (id bigserial PRIMARY KEY, at timestamptz DEFAULT now())").await;
+        let tunnel_dir = dir.path().join("t");
+        let downstream = nodes.downstream(&tunnel_dir, owner());
+        downstream.attach(route(1));
+        nodes.admit(1, &primary.socket_dir, &[STANDBY]);
+        let mut copy = program("pg_basebackup");
+        copy.args(["-X", "stream", "-c", "fast", "--no-sync", "-p", "5432", "-h"]).arg(&tunnel_dir);
+        copy.args(["-U", "whoever", "-D"]).arg(&standby.data);
+        run(copy).await;
+        assert_eq!(downstream.status().acknowledged, Lsn(0), "a copy acknowledges nothing");
+        assert_eq!(nodes.upstreams.flushes(DATABASE).get(&STANDBY), None);
+        std::fs::write(standby.data.join("standby.signal"), "").unwrap();
+        standby.follow(&tunnel_dir, "liar");
+        standby.start().await;
+        let mut streaming = downstream.watch();
+        streaming.wait_for(|reign_of| *reign_of == Some(reign(1))).await.unwrap();
+        Pair { nodes, downstream, primary, standby, tunnel_dir, _dir: dir }
+    }
+
+    pub async fn wait_for_standby(&self) {
+        self.primary.set("synchronous_standby_names", "ANY 1 (r2)").await;
+        eventually("the standby is synchronous", async || {
+            self.primary.ask("SELECT sync_state FROM pg_stat_replication WHERE application_name = 'r2'").await.as_deref()
+                == Some("quorum")
+        })
+        .await;
+    }
+
+    /// Starts a commit that waits for the standby.
+    fn commit(&self) -> tokio::task::JoinHandle<Instant> {
+        let connect = self.primary.socket_dir.clone();
+        tokio::spawn(async move {
+            let mut config = tokio_postgres::Config::new();
+            config.host_path(connect).user("quorate").dbname("postgres");
+            let (client, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
+            tokio::spawn(connection);
+            client.simple_query("INSERT INTO kept DEFAULT VALUES").await.unwrap();
+            Instant::now()
+        })
+    }
+
+    async fn flush_lsn(&self) -> Lsn {
+        self.primary.ask("SELECT pg_current_wal_flush_lsn()").await.unwrap().parse().unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_is_copied_streams_and_is_known_by_its_replica() {
+    let pair = Pair::start().await;
+    let names = pair.primary.ask("SELECT string_agg(application_name || ' ' || usename, ',') FROM pg_stat_replication");
+    assert_eq!(names.await.as_deref(), Some("r2 quorate"));
+    for _ in 0..3 {
+        pair.primary.ask("INSERT INTO kept SELECT generate_series(nextval('kept_id_seq'), nextval('kept_id_seq') + 20000)").await;
+        pair.primary.ask("SELECT setval('kept_id_seq', (SELECT max(id) FROM kept))").await;
+        let flushed = pair.flush_lsn().await;
+        assert!(pair.nodes.upstreams.flushed(DATABASE, STANDBY, flushed, LONG).await);
+        let Flush { lsn, streaming } = pair.nodes.upstreams.flushes(DATABASE)[&STANDBY];
+        assert!(lsn >= flushed && streaming);
+        let status = pair.downstream.status();
+        assert!(status.acknowledged >= flushed && status.upstream_end >= flushed);
+        assert!(status.last_heard.unwrap().elapsed() < LONG);
+    }
+    let expected = pair.primary.ask("SELECT count(*) FROM kept").await;
+    eventually("the rows are on the standby", async || {
+        pair.standby.ask("SELECT count(*) FROM kept").await == expected
+    })
+    .await;
+    let far = Lsn(u64::MAX);
+    assert!(!pair.nodes.upstreams.flushed(DATABASE, STANDBY, far, Duration::from_millis(50)).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fenced_standby_acknowledges_nothing_and_goes_on_at_once_when_attached() {
+    let pair = Pair::start().await;
+    pair.wait_for_standby().await;
+    pair.commit().await.unwrap();
+    for round in 0..5 {
+        pair.downstream.cut().await;
+        let acknowledged = pair.downstream.status().acknowledged;
+        let commit = pair.commit();
+        eventually("the walreceiver is back and held", async || pair.downstream.status().held == 1).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(!commit.is_finished(), "round {round}: acknowledged through a cut tunnel");
+        assert_eq!(pair.downstream.status().streaming, None);
+        assert_eq!(pair.downstream.status().acknowledged, acknowledged);
+        let attached = Instant::now();
+        pair.downstream.attach(route(1));
+        let after = commit.await.unwrap() - attached;
+        println!("attach to acknowledgement: {after:?}");
+        assert!(after < Duration::from_secs(2), "round {round}: {after:?}: not held, but tried again");
+        assert_eq!(pair.downstream.status().streaming, Some(reign(1)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fenced_primary_is_acknowledged_nothing() {
+    let pair = Pair::start().await;
+    pair.wait_for_standby().await;
+    pair.commit().await.unwrap();
+    let upstreams = &pair.nodes.upstreams;
+    // One replica (R2), then everything; neither comes back by itself.
+    for everything in [false, true] {
+        match everything {
+            false => upstreams.cut(DATABASE, STANDBY).await,
+            true => upstreams.cut_all(DATABASE).await,
+        }
+        let commit = pair.commit();
+        eventually("the walreceiver is back and held", async || pair.downstream.status().held == 1).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(!commit.is_finished());
+        assert!(upstreams.flushes(DATABASE).get(&STANDBY).is_none_or(|f| !f.streaming));
+        pair.nodes.admit(1, &pair.primary.socket_dir, &[STANDBY]);
+        commit.await.unwrap();
+    }
+    // The next reign: the standby is refused until it is told, and what it acknowledged before does not count.
+    pair.nodes.admit(2, &pair.primary.socket_dir, &[STANDBY]);
+    assert_eq!(upstreams.flushes(DATABASE).get(&STANDBY), None);
+    let commit = pair.commit();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!commit.is_finished());
+    pair.downstream.attach(route(2));
+    commit.await.unwrap();
+    assert_eq!(pair.downstream.status().streaming, Some(reign(2)));
+    assert!(upstreams.flushed(DATABASE, STANDBY, pair.flush_lsn().await, LONG).await);
+}
