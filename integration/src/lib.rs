@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod binaries;
 pub mod cluster;
+pub mod copies;
 pub mod driver;
 pub mod gaps;
 pub mod harness;

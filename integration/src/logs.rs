@@ -26,10 +26,15 @@ fn collect(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) {
         let Ok(kind) = entry.file_type() else { continue };
         if kind.is_dir() && depth > 0 && !SKIPPED.contains(&name.as_ref()) {
             collect(&path, depth - 1, found);
-        } else if kind.is_file() && (name.ends_with(".log") || name.ends_with(".out") || name.ends_with(".err")) {
+        } else if kind.is_file() && is_log(&name) {
             found.push(path);
         }
     }
+}
+
+/// A node's is called just `log`.
+fn is_log(name: &str) -> bool {
+    name == "log" || [".log", ".out", ".err"].iter().any(|ending| name.ends_with(ending))
 }
 
 /// Prints where the logs are and their last lines.
@@ -57,13 +62,13 @@ mod tests {
     #[test]
     fn finds_logs_and_not_tables() {
         let directory = tempfile::tempdir().unwrap();
-        for file in ["n1/node.log", "n1/r1/data/base/1.log", "demo.out", "n1/node.toml"] {
+        for file in ["n1/log", "n1/r1/data/base/1.log", "demo.out", "n1/node.toml"] {
             let path = directory.path().join(file);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "x").unwrap();
         }
         let names: Vec<_> = find(directory.path()).iter().map(|p| p.file_name().unwrap().to_owned()).collect();
-        assert_eq!(names, ["demo.out", "node.log"]);
+        assert_eq!(names, ["demo.out", "log"]);
         assert_eq!(tail("a\nb\nc", 2), "b\nc");
     }
 }

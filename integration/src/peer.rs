@@ -82,7 +82,7 @@ impl PlainCluster {
     fn make_standby(&self, name: &str) -> anyhow::Result<()> {
         let data = self.data(name);
         let mut backup = self.as_account("pg_basebackup")?;
-        backup.args(["-U", "quorate", "-p", &self.port.to_string(), "-X", "stream", "-c", "fast", "-C", "-S", name]);
+        backup.args(["--no-sync", "-U", "quorate", "-p", &self.port.to_string(), "-X", "stream", "-c", "fast", "-C", "-S", name]);
         run(backup.arg("-h").arg(&self.directory).arg("-D").arg(&data))?;
         let config = format!(
             "listen_addresses = ''\nport = {}\nprimary_slot_name = '{name}'\nprimary_conninfo = 'host={} port={} user=quorate application_name={name}'\n",

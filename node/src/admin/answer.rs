@@ -98,7 +98,11 @@ pub type Row = Vec<Value>;
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
-    Rows { tag: &'static str, columns: &'static [Column], rows: Vec<Row> },
+    Rows {
+        tag: &'static str,
+        columns: &'static [Column],
+        rows: Vec<Row>,
+    },
     /// Carried out, nothing to show; the command tag.
     Done(&'static str),
     /// BEGIN and its like. Orders are carried out at once; the words are taken because drivers send them.

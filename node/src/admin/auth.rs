@@ -55,7 +55,11 @@ impl FromStr for Verifier {
             server_key: decode(server_key)?,
         };
         let keys_fit = verifier.stored_key.len() == SHA256_BYTES && verifier.server_key.len() == SHA256_BYTES;
-        if keys_fit && !verifier.salt.is_empty() && verifier.iterations > 0 { Ok(verifier) } else { Err(BadVerifier) }
+        if keys_fit && !verifier.salt.is_empty() && verifier.iterations > 0 {
+            Ok(verifier)
+        } else {
+            Err(BadVerifier)
+        }
     }
 }
 
@@ -117,7 +121,9 @@ pub mod tests {
     fn reads_postgresqls_form_and_nothing_else() {
         assert!(ADMIN.parse::<Verifier>().is_ok());
         assert!(format!("{ADMIN}\n").parse::<Verifier>().is_ok());
-        for bad in ["", "admin", "md5abc", "SCRAM-SHA-256$4096:AA==$AA==:AA==", "SCRAM-SHA-256$x:AA==$AA==:AA=="] {
+        for bad in
+            ["", "admin", "md5abc", "SCRAM-SHA-256$4096:AA==$AA==:AA==", "SCRAM-SHA-256$x:AA==$AA==:AA=="]
+        {
             assert_eq!(bad.parse::<Verifier>(), Err(BadVerifier), "{bad}");
         }
     }

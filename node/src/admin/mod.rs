@@ -15,8 +15,8 @@ mod orders;
 pub mod server;
 mod session;
 
-pub use auth::{Operator, Verifier};
-pub use context::{AdminContext, ProposeError, RingRow};
+pub use auth::Operator;
+pub use context::AdminContext;
 pub use server::AdminServer;
 
 #[cfg(test)]

@@ -144,7 +144,8 @@ impl ErrorHandler for Errors {
         if let PgWireError::InvalidPassword(_) = error {
             let user = client.metadata().get(METADATA_USER).map_or("", String::as_str);
             tracing::warn!(user, from = %client.socket_addr(), "admin login failed");
-            let told = AdminError::new("28P01", format!("password authentication failed for user \"{user}\""));
+            let told =
+                AdminError::new("28P01", format!("password authentication failed for user \"{user}\""));
             *error = PgWireError::UserError(Box::new(told.into_info("FATAL")));
         }
     }
@@ -281,7 +282,11 @@ impl QueryParser for Reader {
         Ok(Vec::new())
     }
 
-    fn get_result_schema(&self, order: &Arc<dyn Order>, format: Option<&Format>) -> PgWireResult<Vec<FieldInfo>> {
+    fn get_result_schema(
+        &self,
+        order: &Arc<dyn Order>,
+        format: Option<&Format>,
+    ) -> PgWireResult<Vec<FieldInfo>> {
         Ok(fields(order.columns(), format.unwrap_or(&Format::UnifiedText)))
     }
 }

@@ -5,8 +5,10 @@
 
 mod bridges;
 mod operator;
+mod run;
 
 pub use operator::Operator;
+pub use run::run;
 
 use bridges::{GateBridge, LeaseBridge, MapBridge};
 use quorate_model::{Command, NodeId, NodeRecord};
@@ -122,7 +124,9 @@ pub async fn start(plan: Plan, stop: CancellationToken) -> anyhow::Result<App> {
     let proxy = Proxy::start(
         ProxyConfig {
             tls: plan.client_tls.clone(),
-            ..ProxyConfig::new(node, plan.client_listen, plan.workers, plan.hold)
+            workers: plan.workers,
+            hold: plan.hold,
+            ..ProxyConfig::new(node, plan.client_listen)
         },
         map.watch(),
         peers.clone(),

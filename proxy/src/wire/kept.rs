@@ -91,9 +91,8 @@ impl Kept {
     /// A command was completed; `tag` is what CommandComplete says.
     #[inline]
     pub fn complete(&mut self, tag: &[u8]) {
-        match tag.first() {
-            Some(b'S' | b'L' | b'P' | b'D' | b'C') => self.complete_command(tag),
-            _ => {}
+        if let Some(b'S' | b'L' | b'P' | b'D' | b'C') = tag.first() {
+            self.complete_command(tag);
         }
     }
 

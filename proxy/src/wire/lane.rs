@@ -187,11 +187,9 @@ impl Lane {
         self.release_if_empty();
     }
 
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        self.sent = self.filled;
-        self.judged = self.filled;
-        self.left = 0;
+    /// Forgets what was to be sent.
+    pub fn discard_unsent(&mut self) {
+        self.sent = self.judged;
         self.release_if_empty();
     }
 

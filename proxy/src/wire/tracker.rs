@@ -307,6 +307,18 @@ impl Tracker {
         self.kept.describe().map_or(otherwise, Loss::State)
     }
 
+    /// Whether the answer that comes next is that of a Query.
+    pub fn answers_simple(&self) -> bool {
+        self.waits.front() == Some(&Wait::Simple)
+    }
+
+    /// The request in flight never reached a server. With `forget`, nothing was kept before it, so what is kept now
+    /// is of it alone.
+    pub fn take_back(&mut self, forget: bool) {
+        let kept = if forget { Kept::default() } else { std::mem::take(&mut self.kept) };
+        *self = Tracker { requests: self.requests, kept, ..Tracker::default() };
+    }
+
     /// The session has been told of the loss and starts anew, with nothing in flight.
     pub fn reset(&mut self) {
         *self = Tracker { requests: self.requests, ..Tracker::default() };

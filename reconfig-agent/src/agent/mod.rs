@@ -51,7 +51,6 @@ pub struct Agent(Arc<Inner>);
 
 struct Inner {
     config: AgentConfig,
-    map: Arc<dyn Map>,
     watch: watch::Receiver<Arc<PartitionMap>>,
     peers: Arc<Peers>,
     gates: Arc<dyn GateControl>,
@@ -80,7 +79,6 @@ impl Agent {
         let upstreams = Upstreams::new();
         let agent = Agent(Arc::new(Inner {
             config,
-            map,
             watch,
             peers: peers.clone(),
             gates,

@@ -191,8 +191,14 @@ impl Agent {
         if state.promise.epoch() > reign {
             return Err(Failure::Promised { replica: replica.id, promise: state.promise.epoch() });
         }
+        let first = state.validated != Some(reign);
         state.validated = Some(reign);
         replica.downstream.attach(route);
+        drop(state);
+        if first {
+            // Sessions that this replica kept as a former primary have another one to go to.
+            self.gates().close(replica.database, "another replica is primary now");
+        }
         Ok(())
     }
 

@@ -9,8 +9,8 @@ use crate::decide::{
 };
 use crate::map::{Leader, Map, ProposeError};
 use quorate_model::{
-    Applied, Change, Command, Database, DatabaseId, Epoch, EventKind, NodeId, PartitionMap, Phase,
-    ReplicaId, ReplicaReport, RunState,
+    Applied, Change, Command, Database, DatabaseId, Epoch, EventKind, GateReport, InstanceRole, Lsn,
+    NodeId, PartitionMap, Phase, ReplicaId, ReplicaReport, RunState, Timeline,
 };
 use quorate_transport::{Peers, Service, decode, encode};
 use std::collections::{BTreeMap, BTreeSet};
@@ -163,11 +163,14 @@ impl Actor {
         self.nodes.heard(from);
         self.publish_down();
         let named: BTreeSet<ReplicaId> = reports.iter().map(|r| r.replica).collect();
-        // What a node no longer names is gone from it.
-        for (id, heard) in &mut self.reports {
-            if heard.report.node == from && !named.contains(id) {
-                heard.report.run = RunState::Absent;
-                heard.at_ms = now;
+        // What the map places there and the node does not name is not there (yet, or any more).
+        let map = self.watch.borrow().clone();
+        for database in map.databases.values() {
+            for id in database.replicas_on(from).filter(|r| !named.contains(r)) {
+                let unwell_since_ms =
+                    self.reports.get(&id).and_then(|h| h.unwell_since_ms).or(Some(now));
+                let report = absent(database.id, id, from);
+                self.reports.insert(id, Heard { report, at_ms: now, unwell_since_ms });
             }
         }
         for report in reports {
@@ -504,6 +507,29 @@ async fn give(peers: &Arc<Peers>, node: NodeId, order: Order) -> Result<Reply, F
         Ok(Response::Obeyed(outcome)) => outcome,
         Ok(_) => Err(Failure::Unreachable("an answer of another kind".to_owned())),
         Err(fault) => Err(Failure::Unreachable(fault.0)),
+    }
+}
+
+/// The report of a replica that its node does not name.
+fn absent(database: DatabaseId, replica: ReplicaId, node: NodeId) -> ReplicaReport {
+    ReplicaReport {
+        replica,
+        database,
+        node,
+        run: RunState::Absent,
+        role: InstanceRole::Unknown,
+        promise: Epoch::default(),
+        position: None,
+        timeline: Timeline(0),
+        streaming: None,
+        flush_lsn: Lsn(0),
+        lag_bytes: 0,
+        gate: GateReport::Closed,
+        pid: None,
+        data_directory: String::new(),
+        socket: String::new(),
+        sessions: 0,
+        size_bytes: 0,
     }
 }
 

@@ -138,7 +138,11 @@ fn primary_trouble(view: &View<'_>, database: &Database, progress: &Progress) ->
                 trigger(format!("{primary} was restarted"), Some(report.node), 0, true)
             });
         }
-        RunState::Absent | RunState::Building if heard.at_ms <= settled => return None,
+        // Its node has just started and its agent has not looked yet.
+        RunState::Absent | RunState::Building => {
+            let Health::Unwell { reason, reported_by } = view.health(database, primary) else { return None };
+            return (heard.at_ms > settled).then(|| trigger(reason, reported_by, 0, true));
+        }
         _ => {
             let Health::Unwell { reason, reported_by } = view.health(database, primary) else { return None };
             return Some(trigger(reason, reported_by, 0, false));

@@ -131,7 +131,7 @@ impl Inner {
             "BEGIN;
              CREATE SCHEMA quorate;
              CREATE TABLE quorate.epoch (
-                 only bool PRIMARY KEY DEFAULT true CHECK (only),
+                 the_row bool PRIMARY KEY DEFAULT true CHECK (the_row),
                  data_loss int8 NOT NULL,
                  primary_epoch int8 NOT NULL,
                  config int8 NOT NULL,

@@ -56,6 +56,9 @@ pub enum InstanceError {
     #[error("the epoch row is at {found} and does not go back to {wanted}")]
     EpochWentBack { found: Epoch, wanted: Epoch },
 
+    #[error("{0:?} is not a quorum of named standbys (expected ANY k (name, ...))")]
+    BadSyncNames(String),
+
     #[error("{kind} {name:?} is reserved")]
     Reserved { kind: &'static str, name: String },
 

@@ -38,7 +38,7 @@ pub async fn timeline(sockets: &Path) -> Result<Timeline, InstanceError> {
 
 fn startup() -> Vec<u8> {
     let mut body = PROTOCOL_3_0.to_be_bytes().to_vec();
-    for word in ["user", SUPERUSER, "replication", "true", "application_name", "quorate_identify"] {
+    for word in ["user", SUPERUSER, "replication", "true", "application_name", "pg_basebackup"] {
         body.extend_from_slice(word.as_bytes());
         body.push(0);
     }

@@ -31,6 +31,7 @@ mod seed;
 mod session;
 mod settings;
 mod spawn;
+mod sync_names;
 #[cfg(test)]
 mod tests;
 mod tool;

@@ -116,6 +116,7 @@ pub async fn launch(inner: &Arc<Inner>) -> Result<(), InstanceError> {
     let postmaster =
         Arc::new(Postmaster::new(pid).inspect_err(|_| spawn::kill_group(Some(pid)))?);
     *lock(&inner.postmaster) = Some(postmaster.clone());
+    inner.timeline.clear();
     inner.process.send_replace(Process::Starting { pid });
     tracing::info!(database = %inner.database, replica = %inner.replica, pid, "postmaster started");
     tokio::spawn(watch(inner.clone(), postmaster, child, log_from));
@@ -256,9 +257,7 @@ pub async fn stop(
             continue;
         }
         postmaster.signal(signal);
-        let mut process = inner.process.subscribe();
-        let gone = process.wait_for(|state| !state.is_live());
-        ended = tokio::time::timeout(grace, gone).await.is_ok();
+        ended = ends_within(inner, &postmaster, signal, grace).await;
         if ended {
             break;
         }
@@ -270,6 +269,29 @@ pub async fn stop(
     let data = inner.paths.data.clone();
     let pids = files::blocking("stopping the instance", move || Ok(orphan::kill_all(&data))).await?;
     if pids.is_empty() { Ok(()) } else { Err(InstanceError::Leftovers { pids }) }
+}
+
+/// Waits for the end; not for a process that was stopped meanwhile and cannot hear anything but SIGKILL.
+async fn ends_within(
+    inner: &Inner,
+    postmaster: &Postmaster,
+    signal: Signal,
+    grace: Duration,
+) -> bool {
+    const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+    let mut process = inner.process.subscribe();
+    let deadline = tokio::time::Instant::now() + grace;
+    loop {
+        let look = deadline.min(tokio::time::Instant::now() + LOOK_INTERVAL);
+        let gone = process.wait_for(|state| !state.is_live());
+        if tokio::time::timeout_at(look, gone).await.is_ok() {
+            return true;
+        }
+        let deaf = signal != Signal::KILL && postmaster.is_stopped();
+        if deaf || tokio::time::Instant::now() >= deadline {
+            return false;
+        }
+    }
 }
 
 fn open_log(path: &Path) -> Result<std::fs::File, InstanceError> {
@@ -292,6 +314,7 @@ fn last_words(path: &Path, from: u64) -> Option<String> {
     file.take(LOG_TAIL_BYTES).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
     let fatal = |line: &&str| line.contains(" FATAL: ") || line.contains(" PANIC: ");
-    let line = text.lines().rfind(|line| fatal(line))?;
+    let said = |line: &&str| !line.trim().is_empty();
+    let line = text.lines().rfind(fatal).or_else(|| text.lines().rfind(said))?;
     Some(line.split_once("] ").map_or(line, |(_, message)| message).to_owned())
 }

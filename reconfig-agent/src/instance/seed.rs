@@ -56,9 +56,8 @@ impl Instance {
         let mut command =
             spawn::command(&inner.pg.bin("pg_basebackup"), &inner.user, Signal::KILL);
         let connection = format!(
-            "host={} port=5432 user={SUPERUSER} application_name={}_seed sslmode=disable gssencmode=disable",
+            "host={} port=5432 user={SUPERUSER} application_name=pg_basebackup sslmode=disable gssencmode=disable",
             conninfo_value(&tunnel_dir.to_string_lossy()),
-            inner.replica.standby_name(),
         );
         command
             .arg("-D")

@@ -118,6 +118,9 @@ impl Downstream {
             return;
         }
         let route = Route { epoch: route.epoch.reign(), ..route };
+        if self.shared.routes().borrow().as_ref() == Some(&route) {
+            return;
+        }
         let (database, replica) = (self.shared.database, self.shared.replica);
         tracing::info!(%database, %replica, node = %route.node, primary = %route.primary, epoch = %route.epoch, "tunnel attaches");
         self.shared.change_route(Some(route));
@@ -181,7 +184,8 @@ impl Shared {
             return Vec::new();
         }
         // Under the lock, so that whoever comes next finds them cut, not only gone.
-        let streams: Vec<_> = std::mem::take(&mut *streams).into_values().inspect(|stream| stream.cut()).collect();
+        let streams: Vec<_> =
+            std::mem::take(&mut *streams).into_values().inspect(|stream| stream.cut()).collect();
         self.ledger.rerouted();
         self.route.send_replace(route);
         if !streams.is_empty() {

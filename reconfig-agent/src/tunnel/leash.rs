@@ -43,7 +43,11 @@ pub struct Leash<R> {
 
 impl<R> Default for Leash<R> {
     fn default() -> Self {
-        Leash { stage: Mutex::new(Stage::Opening), cut: CancellationToken::new(), let_go: CancellationToken::new() }
+        Leash {
+            stage: Mutex::new(Stage::Opening),
+            cut: CancellationToken::new(),
+            let_go: CancellationToken::new(),
+        }
     }
 }
 

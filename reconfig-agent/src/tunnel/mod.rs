@@ -17,7 +17,7 @@
 //! - A stream belongs to one reign, one primary, one replica; the primary's end checks all three, and names the
 //!   connection itself (`startup`), so no impostor counts as synchronous.
 //! - Nothing passes after a restart until the replica agent attaches and admits (R7).
-//! - It sees every flush position that it forwards ([`Upstreams::flushes`]) and never forwards one that it was not sent.
+//! - It sees every flush position that it forwards ([`Upstreams::flushes`]) and never says one that no standby said.
 //!
 //! What it never does: keep WAL, reorder, retry a byte, judge who is primary, or speak SQL.
 //!

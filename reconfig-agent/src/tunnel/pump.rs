@@ -39,10 +39,19 @@ pub struct Step {
 impl Pump {
     /// A pump that first sends bytes which were received before it existed.
     pub fn preloaded(bytes: &[u8]) -> Pump {
-        let mut buffer = buffer::take();
-        let length = bytes.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&bytes[..length]);
-        Pump { buffer: Some(buffer), end: length, ..Pump::default() }
+        let mut pump = Pump::default();
+        pump.inject(bytes);
+        pump
+    }
+
+    /// Sends bytes of our own, unless others wait.
+    pub fn inject(&mut self, bytes: &[u8]) {
+        if self.start == self.end && !self.source_ended {
+            let buffer = self.buffer.get_or_insert_with(buffer::take);
+            let length = bytes.len().min(buffer.len());
+            buffer[..length].copy_from_slice(&bytes[..length]);
+            (self.start, self.end) = (0, length);
+        }
     }
 
     pub fn source_ended(&self) -> bool {
@@ -62,8 +71,7 @@ impl Pump {
         sink: &mut (impl AsyncWrite + Unpin),
         scan: impl FnOnce(&[u8]) -> Result<(), Malformed>,
     ) -> Result<Step, PumpError> {
-        let mut step = Step::default();
-        step.read = self.receive(cx, source, scan)?;
+        let mut step = Step { read: self.receive(cx, source, scan)?, ..Step::default() };
         if let Some(bytes) = &self.buffer {
             while self.start < self.end {
                 match Pin::new(&mut *sink).poll_write(cx, &bytes[self.start..self.end]) {

@@ -9,7 +9,7 @@
 
 use super::pump::{Pump, PumpError, Step};
 use super::scan::Malformed;
-use super::tap::{Sighting, Tap};
+use super::tap::{KEEPALIVE_REQUEST, Sighting, Tap};
 use super::telemetry::Traffic;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -27,6 +27,10 @@ const ROUNDS_PER_POLL: u32 = 16;
 pub trait Observe: Send + Unpin {
     /// Before the bytes leave.
     fn saw(&mut self, sighting: Sighting);
+    /// Whether the primary is asked for a keepalive when a stream begins.
+    fn asks_for_keepalive(&self) -> bool {
+        false
+    }
     /// Everything received from the standby so far was handed to the primary's side.
     fn delivered_to_primary(&mut self) {}
 }
@@ -76,7 +80,13 @@ where
     O: Observe,
 {
     /// `received` was already read from the primary's side: whole messages or a part of one, less than a buffer.
-    pub fn new(standby: S, primary: P, observer: O, received: &[u8], traffic: Traffic) -> Result<Self, Malformed> {
+    pub fn new(
+        standby: S,
+        primary: P,
+        observer: O,
+        received: &[u8],
+        traffic: Traffic,
+    ) -> Result<Self, Malformed> {
         let mut relay = Relay {
             standby,
             primary,
@@ -87,16 +97,24 @@ where
             drain: None,
             traffic,
         };
-        relay.tap.from_primary(received, |sighting| relay.observer.saw(sighting))?;
+        relay.tap.primary_said(received, |sighting| relay.observer.saw(sighting))?;
         Ok(relay)
     }
 
     fn round(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let Relay { standby, primary, observer, tap, down, up, traffic, .. } = self;
-        let downward: Step =
-            down.step(cx, primary, standby, |bytes| tap.from_primary(bytes, |s| observer.saw(s)))?;
+        let mut began = false;
+        let downward: Step = down.step(cx, primary, standby, |bytes| {
+            tap.primary_said(bytes, |sighting| {
+                began |= sighting == Sighting::CopyBothBegan;
+                observer.saw(sighting);
+            })
+        })?;
+        if began && observer.asks_for_keepalive() && tap.is_between_messages_of_standby() {
+            up.inject(&KEEPALIVE_REQUEST);
+        }
         let upward: Step =
-            up.step(cx, standby, primary, |bytes| tap.from_standby(bytes, |s| observer.saw(s)))?;
+            up.step(cx, standby, primary, |bytes| tap.standby_said(bytes, |s| observer.saw(s)))?;
         if upward.delivered {
             observer.delivered_to_primary();
         }

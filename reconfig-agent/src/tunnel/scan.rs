@@ -44,6 +44,11 @@ pub struct Scanner {
 }
 
 impl Scanner {
+    /// Whether the next byte begins a message.
+    pub fn at_boundary(&self) -> bool {
+        self.held == 0 && self.skip == 0
+    }
+
     /// Takes the next bytes of the stream and shows the head of each message that becomes complete in them.
     pub fn feed(&mut self, mut bytes: &[u8], mut show: impl FnMut(Head<'_>)) -> Result<(), Malformed> {
         loop {
@@ -144,7 +149,8 @@ mod tests {
             let mut stream = Vec::new();
             let mut expected = Vec::new();
             for _ in 0..rng.random_range(1..50) {
-                let length = if rng.random_bool(0.1) { rng.random_range(0..200_000) } else { rng.random_range(0..60) };
+                let length =
+                    if rng.random_bool(0.1) { rng.random_range(0..200_000) } else { rng.random_range(0..60) };
                 let body: Vec<u8> = (0..length).map(|_| rng.random()).collect();
                 let kind = *b"dWkCZSE".get(rng.random_range(0..7)).unwrap();
                 stream.extend(message(kind, &body));

@@ -108,6 +108,10 @@ impl Observe for Sentry {
         }
     }
 
+    fn asks_for_keepalive(&self) -> bool {
+        self.standby.is_some()
+    }
+
     fn delivered_to_primary(&mut self) {
         if let (Some(standby), Some(flush)) = (&self.standby, self.pending.take()) {
             standby.record(flush);

@@ -98,7 +98,8 @@ fn read_parameters(parameters: &[u8]) -> Result<Request, StartupError> {
 /// The packet that the primary gets: nothing in it comes from the standby's packet but the purpose.
 pub fn write(replica: ReplicaId, purpose: Purpose) -> Vec<u8> {
     let name = purpose.application_name(replica);
-    let parameters = [("user", REPLICATION_USER), ("replication", "true"), ("application_name", name.as_str())];
+    let parameters =
+        [("user", REPLICATION_USER), ("replication", "true"), ("application_name", name.as_str())];
     let mut packet = vec![0; 4];
     packet.extend_from_slice(&PROTOCOL_3_0.to_be_bytes());
     for (key, value) in parameters {
@@ -159,7 +160,12 @@ mod tests {
     fn walreceiver_and_base_backup_pass() {
         let walreceiver = packet(
             PROTOCOL_3_0,
-            &[("user", "root"), ("database", "replication"), ("replication", "true"), ("application_name", "r1")],
+            &[
+                ("user", "root"),
+                ("database", "replication"),
+                ("replication", "true"),
+                ("application_name", "r1"),
+            ],
         );
         assert_eq!(read(&walreceiver), Ok(Request::Replication(Purpose::Stream)));
         let backup = packet(PROTOCOL_3_0, &[("replication", "true"), ("application_name", "pg_basebackup")]);
@@ -203,7 +209,9 @@ mod tests {
             assert_eq!(body_length(*word), Ok(body.len()));
             assert!(matches!(read(body), Ok(Request::Replication(_))));
             let text = String::from_utf8_lossy(body).into_owned();
-            assert!(text.contains(&format!("application_name\0{}\0", purpose.application_name(ReplicaId(42)))));
+            assert!(
+                text.contains(&format!("application_name\0{}\0", purpose.application_name(ReplicaId(42))))
+            );
         }
         let error = fatal("57P03", "not yet");
         assert_eq!(error.len(), 1 + u32::from_be_bytes(error[1..5].try_into().unwrap()) as usize);

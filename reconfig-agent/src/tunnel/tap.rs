@@ -14,6 +14,18 @@
 use super::scan::{Head, Malformed, Scanner};
 use quorate_model::Lsn;
 
+/// A standby's status that says nothing of its log and asks for a keepalive. A walsender that has nothing to send says
+/// nothing for half a minute, so without it nobody could tell that a stream of an idle database works, or where the
+/// primary's log ends. Positions of zero are PostgreSQL's "not known": they acknowledge nothing and move no slot.
+pub const KEEPALIVE_REQUEST: [u8; 39] = {
+    let mut message = [0; 39];
+    message[0] = b'd';
+    message[4] = 38;
+    message[5] = b'r';
+    message[38] = 1;
+    message
+};
+
 /// Something a relay saw pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sighting {
@@ -36,7 +48,7 @@ pub struct Tap {
 }
 
 impl Tap {
-    pub fn from_primary(&mut self, bytes: &[u8], mut saw: impl FnMut(Sighting)) -> Result<(), Malformed> {
+    pub fn primary_said(&mut self, bytes: &[u8], mut saw: impl FnMut(Sighting)) -> Result<(), Malformed> {
         let copy_both = &mut self.copy_both;
         self.from_primary.feed(bytes, |head| {
             let sighting = match (head.kind, *copy_both) {
@@ -57,7 +69,12 @@ impl Tap {
         })
     }
 
-    pub fn from_standby(&mut self, bytes: &[u8], mut saw: impl FnMut(Sighting)) -> Result<(), Malformed> {
+    /// Whether a message of our own may go to the primary here.
+    pub fn is_between_messages_of_standby(&self) -> bool {
+        self.from_standby.at_boundary()
+    }
+
+    pub fn standby_said(&mut self, bytes: &[u8], mut saw: impl FnMut(Sighting)) -> Result<(), Malformed> {
         let copy_both = self.copy_both;
         self.from_standby.feed(bytes, |head| {
             if copy_both
@@ -129,20 +146,25 @@ mod tests {
             let mut tap = Tap::default();
             let mut seen = Vec::new();
             let (a, b) = down.split_at(cut);
-            tap.from_primary(a, |s| seen.push(s)).unwrap();
-            tap.from_primary(b, |s| seen.push(s)).unwrap();
+            tap.primary_said(a, |s| seen.push(s)).unwrap();
+            tap.primary_said(b, |s| seen.push(s)).unwrap();
             assert_eq!(seen, expected, "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn the_request_for_a_keepalive_is_a_status_without_positions() {
+        assert_eq!(KEEPALIVE_REQUEST[..], message(b'd', &[b"r", &n(0), &n(0), &n(0), &n(0), b"\x01"]));
     }
 
     #[test]
     fn flushes_count_only_in_copy_both() {
         let mut tap = Tap::default();
         let mut seen = Vec::new();
-        tap.from_standby(&status(9, 8), |s| seen.push(s)).unwrap();
+        tap.standby_said(&status(9, 8), |s| seen.push(s)).unwrap();
         assert!(seen.is_empty(), "a status before the primary answered START_REPLICATION is nobody's");
-        tap.from_primary(&message(b'W', &[&[0, 0, 0]]), |_| {}).unwrap();
-        tap.from_standby(&status(50, 40), |s| seen.push(s)).unwrap();
+        tap.primary_said(&message(b'W', &[&[0, 0, 0]]), |_| {}).unwrap();
+        tap.standby_said(&status(50, 40), |s| seen.push(s)).unwrap();
         assert_eq!(seen, [Sighting::Flushed { flush: Lsn(40) }]);
     }
 
@@ -151,7 +173,7 @@ mod tests {
         let mut tap = Tap::default();
         let mut seen = Vec::new();
         let backup = [message(b'H', &[&[0, 0, 0]]), message(b'd', &[b"w", &n(1), &n(2), b"tar"])].concat();
-        tap.from_primary(&backup, |s| seen.push(s)).unwrap();
+        tap.primary_said(&backup, |s| seen.push(s)).unwrap();
         assert!(seen.is_empty());
     }
 }

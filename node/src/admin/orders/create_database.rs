@@ -33,10 +33,11 @@ impl Order for CreateDatabase {
     async fn run(&self, session: &Session) -> Result<Answer, AdminError> {
         let map = session.fresh_map().await;
         lookup::server(&map, &self.name.server)?;
-        let placement = place_database(&map, &session.context.usable_nodes(), COPIES).map_err(|no_place| {
-            AdminError::new("53000", format!("there is no place for {}: {no_place}", self.name))
-                .with_hint("SHOW NODES tells which nodes are alive, and their fault domains.")
-        })?;
+        let placement =
+            place_database(&map, &session.context.usable_nodes(), COPIES).map_err(|no_place| {
+                AdminError::new("53000", format!("there is no place for {}: {no_place}", self.name))
+                    .with_hint("SHOW NODES tells which nodes are alive, and their fault domains.")
+            })?;
         let command = Command::CreateDatabase {
             server: self.name.server.clone(),
             name: self.name.database.clone(),

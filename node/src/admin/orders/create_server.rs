@@ -53,8 +53,7 @@ impl Order for CreateServer {
 
     async fn run(&self, session: &Session) -> Result<Answer, AdminError> {
         let verifier = session.context.scram_verifier(&self.password.0);
-        let command =
-            Command::CreateServer { name: self.name.clone(), admin: self.admin.clone(), verifier };
+        let command = Command::CreateServer { name: self.name.clone(), admin: self.admin.clone(), verifier };
         session.propose(&format!("create server {}", self.name), command).await?;
         Ok(Answer::Done("CREATE SERVER"))
     }

@@ -54,12 +54,8 @@ fn row(map: &PartitionMap, database: &Database, reports: &[ReplicaReport]) -> Ro
     let primary = shown_primary(database);
     let report = primary.and_then(|p| reports.iter().find(|r| r.replica == p));
     let open = report.is_some_and(|r| is_open(database, r.gate));
-    let secondaries: Vec<String> = database
-        .current
-        .members()
-        .filter(|r| Some(*r) != primary)
-        .filter_map(name_of)
-        .collect();
+    let secondaries: Vec<String> =
+        database.current.members().filter(|r| Some(*r) != primary).filter_map(name_of).collect();
     vec![
         map.servers.get(&database.server).map(|s| s.name.as_str()).into(),
         database.name.as_str().into(),

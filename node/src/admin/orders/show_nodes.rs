@@ -66,7 +66,9 @@ fn rows(map: &PartitionMap, ring: &[RingRow], raft_role: impl Fn(NodeId) -> Stri
 
 /// Primaries and voters that the configurations in force put on a node.
 fn carried(map: &PartitionMap, node: NodeId) -> (usize, usize) {
-    let count = |holds: &dyn Fn(&quorate_model::Database) -> bool| map.databases.values().filter(|d| holds(d)).count();
+    let count = |holds: &dyn Fn(&quorate_model::Database) -> bool| {
+        map.databases.values().filter(|d| holds(d)).count()
+    };
     let primaries = count(&|d| d.node_of(d.current.primary) == Some(node));
     let secondaries = count(&|d| d.current.voters.iter().any(|v| d.node_of(*v) == Some(node)));
     (primaries, secondaries)

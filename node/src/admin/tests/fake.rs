@@ -1,7 +1,8 @@
 //! A cluster of four nodes that exists only as a map.
 
 use crate::admin::auth::tests::ADMIN;
-use crate::admin::{AdminContext, AdminServer, Operator, ProposeError, RingRow};
+use crate::admin::context::{ProposeError, RingRow};
+use crate::admin::{AdminContext, AdminServer, Operator};
 use quorate_model::*;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -56,9 +57,11 @@ impl FakeCluster {
         let map = self.map.borrow().clone();
         let database = map.databases_called(name).next().unwrap();
         let change = Change::Stabilize { lineage: None };
-        self.apply(Command::Reconfigure { database: database.id, version: database.version, change }).unwrap();
+        self.apply(Command::Reconfigure { database: database.id, version: database.version, change })
+            .unwrap();
         if let Some(operation) = database.operation {
-            self.apply(Command::EndOperation { operation, state: OperationState::Done, now_ms: 5_000 }).unwrap();
+            self.apply(Command::EndOperation { operation, state: OperationState::Done, now_ms: 5_000 })
+                .unwrap();
         }
     }
 

@@ -29,7 +29,10 @@ async fn columns_are_as_promised() {
     let port = port().await;
     let client = admin(&port).await;
     for (order, promised) in [
-        ("SHOW NODES", "node, address, state, fault_domain, update_domain, raft, primaries, secondaries, version"),
+        (
+            "SHOW NODES",
+            "node, address, state, fault_domain, update_domain, raft, primaries, secondaries, version",
+        ),
         (
             "SHOW DATABASES",
             "server, database, phase, epoch, primary, secondaries, k, open, sessions, size_bytes",
@@ -115,7 +118,10 @@ async fn events_are_told_with_their_steps() {
     assert_eq!(row.get::<_, i64>("id"), 1);
     assert_eq!(row.get::<_, String>("time"), "2026-03-01T07:05:09.042Z");
     assert_eq!(row.get::<_, String>("event"), "failover");
-    assert_eq!((row.get::<_, String>("from"), row.get::<_, String>("to")), ("r3".to_owned(), "r4".to_owned()));
+    assert_eq!(
+        (row.get::<_, String>("from"), row.get::<_, String>("to")),
+        ("r3".to_owned(), "r4".to_owned())
+    );
     assert_eq!(row.get::<_, f64>("total_ms"), 12.1);
     assert_eq!(row.get::<_, String>("steps"), "detect 12.1 ms");
 }
@@ -195,12 +201,18 @@ async fn waiting_tells_each_step_to_the_end() {
     client.batch_execute("CREATE SERVER demo ADMIN demo PASSWORD 'demo'").await.unwrap();
     let operation: String = client.query_one("CREATE DATABASE demo.app", &[]).await.unwrap().get("operation");
     let mut next = async || tokio::time::timeout(Duration::from_secs(5), told.recv()).await.unwrap().unwrap();
-    assert_eq!(next().await, format!("operation {operation} has begun; WAIT OPERATION {operation} follows it to its end"));
+    assert_eq!(
+        next().await,
+        format!("operation {operation} has begun; WAIT OPERATION {operation} follows it to its end")
+    );
     let id = OperationId(operation.trim_start_matches("op").parse().unwrap());
     let order = format!("WAIT OPERATION {operation}");
     let waiting = client.query_one(&order, &[]);
     tokio::pin!(waiting);
-    assert_eq!(tokio::select! { n = next() => n, _ = &mut waiting => panic!("ended early") }, format!("{operation}: recorded"));
+    assert_eq!(
+        tokio::select! { n = next() => n, _ = &mut waiting => panic!("ended early") },
+        format!("{operation}: recorded")
+    );
     let step = "copying to n2".to_owned();
     port.cluster.apply(Command::Progress { operation: id, step, now_ms: 2_000 }).unwrap();
     assert_eq!(

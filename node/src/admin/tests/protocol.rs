@@ -48,12 +48,26 @@ async fn only_the_operator_gets_in() {
         let db = error.as_db_error().unwrap();
         (db.code().code().to_owned(), db.severity().to_owned(), db.message().to_owned())
     };
-    for change in [|c: &mut Config| drop(c.password("wrong")), |c: &mut Config| drop(c.user("eve"))] {
+    for change in [
+        |c: &mut Config| {
+            c.password("wrong");
+        },
+        |c: &mut Config| {
+            c.user("eve");
+        },
+    ] {
         let (code, severity, message) = code(change).await;
         assert_eq!((code.as_str(), severity.as_str()), ("28P01", "FATAL"));
         assert!(message.starts_with("password authentication failed for user"), "{message}");
     }
-    assert_eq!(code(|c| drop(c.dbname("app"))).await.0, "3D000");
+    assert_eq!(
+        code(|c| {
+            c.dbname("app");
+        })
+        .await
+        .0,
+        "3D000"
+    );
     assert!(admin(&port).await.simple_query("SHOW HELP").await.is_ok());
 }
 

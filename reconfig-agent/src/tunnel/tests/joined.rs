@@ -67,7 +67,8 @@ async fn bytes_arrive_as_they_were_sent() {
         // The instance's first words were read before the relay began.
         let first = rng.random_range(1..20);
         let relay =
-            Relay::new(standby_end, primary_end, seen.clone(), &down[..first], Traffic::new(Side::Upstream)).unwrap();
+            Relay::new(standby_end, primary_end, seen.clone(), &down[..first], Traffic::new(Side::Upstream))
+                .unwrap();
         let relay = tokio::spawn(relay);
         let (mut from_relay, to_relay) = tokio::io::split(standby);
         let (mut up_out, down_in) = tokio::io::split(primary);
@@ -89,7 +90,8 @@ async fn bytes_arrive_as_they_were_sent() {
         assert_eq!(last, b"E\0\0\0\x04");
         assert!(matches!(relay.await.unwrap(), End::Primary));
         let (sightings, delivered) = std::mem::take(&mut *seen.0.lock().unwrap());
-        let heard: Vec<_> = sightings.iter().filter(|s| !matches!(s, Sighting::Flushed { .. })).copied().collect();
+        let heard: Vec<_> =
+            sightings.iter().filter(|s| !matches!(s, Sighting::Flushed { .. })).copied().collect();
         expected.push(Sighting::CopyBothEnded);
         assert_eq!(heard, expected);
         assert_eq!(sightings.iter().filter(|s| matches!(s, Sighting::Flushed { .. })).count(), 59);

@@ -62,7 +62,12 @@ impl Nodes {
     }
 }
 
-async fn peers(authority: &Authority, node: NodeId, dir: &Path, stop: &CancellationToken) -> (Arc<Peers>, String) {
+async fn peers(
+    authority: &Authority,
+    node: NodeId,
+    dir: &Path,
+    stop: &CancellationToken,
+) -> (Arc<Peers>, String) {
     let own = dir.join(node.to_string());
     authority.issue(node, &own).unwrap();
     let peers = Peers::new(Identity::load(node, &own).unwrap(), BTreeMap::new());

@@ -12,7 +12,7 @@ use super::nodes::{LONG, eventually};
 
 /// A directory that other users may pass through.
 pub fn shared_dir() -> TempDir {
-    let dir = tempfile::Builder::new().prefix("qt").tempdir_in("/tmp").unwrap();
+    let dir = tempfile::Builder::new().prefix("qt").tempdir_in(std::env::temp_dir()).unwrap();
     fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
     dir
 }

@@ -49,7 +49,10 @@ impl Pair {
     pub async fn wait_for_standby(&self) {
         self.primary.set("synchronous_standby_names", "ANY 1 (r2)").await;
         eventually("the standby is synchronous", async || {
-            self.primary.ask("SELECT sync_state FROM pg_stat_replication WHERE application_name = 'r2'").await.as_deref()
+            self.primary
+                .ask("SELECT sync_state FROM pg_stat_replication WHERE application_name = 'r2'")
+                .await
+                .as_deref()
                 == Some("quorum")
         })
         .await;
@@ -76,7 +79,9 @@ impl Pair {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_is_copied_streams_and_is_known_by_its_replica() {
     let pair = Pair::start().await;
-    let names = pair.primary.ask("SELECT string_agg(application_name || ' ' || usename, ',') FROM pg_stat_replication");
+    let names = pair
+        .primary
+        .ask("SELECT string_agg(application_name || ' ' || usename, ',') FROM pg_stat_replication");
     assert_eq!(names.await.as_deref(), Some("r2 quorate"));
     for _ in 0..3 {
         pair.primary.ask("INSERT INTO kept SELECT generate_series(nextval('kept_id_seq'), nextval('kept_id_seq') + 20000)").await;

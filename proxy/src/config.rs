@@ -1,0 +1,60 @@
+//! What the proxy is told at its start, and the limits it keeps.
+
+use quorate_model::NodeId;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+#[derive(Clone, Debug)]
+pub struct ProxyConfig {
+    pub node: NodeId,
+    /// The client port.
+    pub listen: SocketAddr,
+    /// Threads, each with sessions of its own; at least one.
+    pub workers: usize,
+    /// How long a client waits for its database to have an open primary.
+    pub hold: Duration,
+    /// Bytes set aside for requests of clients that wait, on this node.
+    pub max_held_bytes: usize,
+    /// Without it, TLS is not offered.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+}
+
+impl ProxyConfig {
+    /// The usual values; `workers` as many as there are processors.
+    pub fn new(node: NodeId, listen: SocketAddr) -> Self {
+        ProxyConfig {
+            node,
+            listen,
+            workers: std::thread::available_parallelism().map_or(1, usize::from),
+            hold: Duration::from_secs(30),
+            max_held_bytes: 256 * 1024 * 1024,
+            tls: None,
+        }
+    }
+}
+
+/// Longest time for a client to say who it is, each step of it.
+pub const LOGIN_DEADLINE: Duration = Duration::from_secs(60);
+/// Packets before the startup message: one refused encryption after the other.
+pub const MAX_STARTUP_PACKETS: usize = 4;
+/// Largest SASL message.
+pub const MAX_SASL_BYTES: usize = 4 * 1024;
+/// How long a gate that is not open is waited for before the map is looked at again.
+pub const GATE_WAIT: Duration = Duration::from_secs(2);
+/// Pause before the same place is tried again.
+pub const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// Longest time to connect to a server and to start a session there.
+pub const ATTACH_DEADLINE: Duration = Duration::from_secs(10);
+/// Longest wait for an answer between proxies.
+pub const CALL_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest wait for a barrier after a cancelled commit.
+pub const BARRIER_DEADLINE: Duration = Duration::from_secs(30);
+/// Longest time for a client to take our last words.
+pub const FAREWELL_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a client that we have closed may go on sending.
+pub const LINGER: Duration = Duration::from_secs(1);
+/// Largest answer of a server to a startup message.
+pub const MAX_ANSWER_BYTES: usize = 64 * 1024;
+/// How long sessions have to end when the node stops.
+pub const STOP_GRACE: Duration = Duration::from_secs(2);

@@ -1,0 +1,261 @@
+//! From the client to the server.
+
+use super::{Event, IDLE_REPLAY_BYTES, MAX_REPLAY_BYTES, Relay, Role, Step, poll_fill};
+use crate::guard::{self, Marks, StreamedText};
+use crate::wire::header::{HEADER_BYTES, Header, c_string};
+use crate::wire::lane::Front;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::io::AsyncWrite;
+
+/// Messages with a text to be guarded are seen whole if that is possible.
+fn is_read_whole(tag: u8) -> bool {
+    matches!(tag, b'Q' | b'P' | b'B')
+}
+
+impl Relay {
+    pub(super) fn poll_up(&mut self, cx: &mut Context<'_>) -> Step {
+        let mut step = Step::Stuck;
+        loop {
+            match self.poll_write_server(cx) {
+                Poll::Ready(()) => {}
+                Poll::Pending => return step,
+            }
+            if let Some(event) = self.stop_up.take() {
+                return Step::Event(event);
+            }
+            if self.up.has_unjudged() {
+                if self.server.is_none() {
+                    if let Some(event) = self.judge_without_server() {
+                        return Step::Event(event);
+                    }
+                    if self.down.has_unsent() {
+                        return Step::Moved;
+                    }
+                } else if self.may_judge_up() {
+                    self.judge_up();
+                    if self.up.has_unsent() || self.stop_up.is_some() {
+                        self.note_activity();
+                        step = Step::Moved;
+                        continue;
+                    }
+                }
+            }
+            if !self.up.has_space() || self.tracker.is_overfull() {
+                return step;
+            }
+            match poll_fill(&mut self.client, &mut self.up, cx) {
+                Poll::Ready(Ok(n)) if n > 0 => step = Step::Moved,
+                Poll::Ready(_) => return Step::Event(Event::ClientClosed),
+                Poll::Pending => return step,
+            }
+        }
+    }
+
+    /// Ready: nothing is left to be written.
+    fn poll_write_server(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.up.has_unsent() {
+            let Some(server) = &mut self.server else {
+                self.up.discard_unsent();
+                break;
+            };
+            if server.deaf {
+                self.up.discard_unsent();
+                break;
+            }
+            if server.pass.as_ref().is_some_and(|p| !p.may_enter()) {
+                // The gate wakes us when that changes.
+                return Poll::Pending;
+            }
+            match Pin::new(&mut server.stream).poll_write(cx, self.up.unsent()) {
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    self.up.advance(n);
+                    server.dirty = server.stream.buffers();
+                }
+                // Its last words are still to be read.
+                Poll::Ready(_) => server.deaf = true,
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        if let Some(server) = &mut self.server
+            && server.dirty
+        {
+            match Pin::new(&mut server.stream).poll_flush(cx) {
+                Poll::Ready(Ok(())) => server.dirty = false,
+                Poll::Ready(Err(_)) => (server.dirty, server.deaf) = (false, true),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// The next message would begin a request, and none is to begin now.
+    #[inline]
+    fn begins_nothing(&self) -> bool {
+        (self.parking || self.paused) && self.tracker.is_idle()
+    }
+
+    #[inline]
+    fn may_judge_up(&self) -> bool {
+        let entered = self.server.as_ref().is_some_and(|s| s.pass.as_ref().is_none_or(|p| p.may_enter()));
+        entered && !self.begins_nothing()
+    }
+
+    /// Judges what the client sent, as far as it may go to the server now.
+    fn judge_up(&mut self) {
+        loop {
+            let front = match self.up.front(is_read_whole) {
+                Ok(front) => front,
+                Err(_) => return self.malformed("invalid message length"),
+            };
+            match front {
+                Front::Nothing => return,
+                Front::Part(bytes) if self.dropping_up => {
+                    self.up.remove(bytes);
+                    self.dropping_up &= !self.up.at_boundary();
+                }
+                Front::Part(bytes) => {
+                    if self.streamed.is_some() && !self.judge_streamed(bytes) {
+                        return;
+                    }
+                    self.pass_up(bytes);
+                }
+                Front::Large(header) => {
+                    if self.begins_nothing() || self.tracker.is_overfull() {
+                        return;
+                    }
+                    if !self.begin_large_up(header) {
+                        return;
+                    }
+                }
+                Front::Whole(header) => {
+                    if self.begins_nothing() || self.tracker.is_overfull() {
+                        return;
+                    }
+                    if !self.judge_message_up(header) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// False: judge no more for now.
+    #[inline]
+    fn judge_message_up(&mut self, header: Header) -> bool {
+        let body = &self.up.unjudged()[HEADER_BYTES..header.total];
+        let (marks, refused) = match (self.role, header.tag) {
+            (Role::Gate { .. }, _) => (Marks::default(), false),
+            (_, b'Q') => read_text(body),
+            (_, b'P') => read_text(c_string(body).map_or(body, |(_, text)| text)),
+            (_, b'B') if self.tracker.watches_binds() => (Marks::default(), guard::mentions_synchronous_commit(body)),
+            _ => (Marks::default(), false),
+        };
+        let quiet = self.tracker.is_quiet();
+        let had_state = quiet && !self.tracker.kept().is_empty();
+        if refused {
+            let other = guard::refused_message(header.tag, body);
+            let tag = other[0];
+            // Nothing is told of its text: it does nothing.
+            self.tracker.front(tag, &other[HEADER_BYTES..], Marks::default());
+            self.note_request(quiet, had_state, &other);
+            self.up.replace(header.total, &other);
+            self.sent_up += other.len() as u64;
+            self.refused += 1;
+            return true;
+        }
+        if !self.tracker.front(header.tag, body, marks) {
+            self.malformed("invalid frontend message type");
+            return false;
+        }
+        if self.keeps_replay() {
+            self.begin_replay(quiet, had_state);
+            let message = &self.up.unjudged()[..header.total];
+            append_replay(&mut self.replay, message);
+        }
+        self.up.pass(header.total);
+        self.sent_up += header.total as u64;
+        if header.tag == b'X' {
+            self.stop_up = Some(Event::ClientClosed);
+            return false;
+        }
+        true
+    }
+
+    #[cold]
+    fn begin_large_up(&mut self, header: Header) -> bool {
+        let body = &self.up.unjudged()[HEADER_BYTES..];
+        if !self.tracker.front(header.tag, body, Marks::default()) {
+            self.malformed("invalid frontend message type");
+            return false;
+        }
+        self.replay.whole = false;
+        let has_text = matches!(header.tag, b'Q' | b'P') || (header.tag == b'B' && self.tracker.watches_binds());
+        self.streamed = (self.role == Role::Entry && has_text).then(StreamedText::default);
+        self.up.begin_large(header);
+        true
+    }
+
+    /// Reads the next bytes of a text too large to be held. False: it must not go on.
+    #[cold]
+    fn judge_streamed(&mut self, bytes: usize) -> bool {
+        let Some(streamed) = &mut self.streamed else { return true };
+        let marks = streamed.read(&self.up.unjudged()[..bytes]);
+        if marks.has(Marks::SYNCHRONOUS_COMMIT) {
+            // Its beginning is at the server, which does not act on a message that never ends.
+            self.stop_up = Some(Event::Refused);
+            return false;
+        }
+        self.tracker.more_text(marks);
+        true
+    }
+
+    fn pass_up(&mut self, bytes: usize) {
+        self.up.pass(bytes);
+        self.sent_up += bytes as u64;
+        if self.up.at_boundary() {
+            self.streamed = None;
+        }
+    }
+
+    fn malformed(&mut self, why: &'static str) {
+        self.stop_up = Some(Event::ClientMalformed(why));
+    }
+
+    #[inline]
+    fn keeps_replay(&self) -> bool {
+        self.role == Role::Entry && self.server.as_ref().is_some_and(|s| s.stream.is_peer())
+    }
+
+    /// A message follows; one that comes when all is quiet begins a request.
+    fn begin_replay(&mut self, quiet: bool, had_state: bool) {
+        if quiet {
+            self.replay.bytes.clear();
+            self.replay.bytes.shrink_to(IDLE_REPLAY_BYTES);
+            self.replay.whole = true;
+            self.replay.start = self.sent_up;
+            self.replay.had_state = had_state;
+        }
+    }
+
+    fn note_request(&mut self, quiet: bool, had_state: bool, message: &[u8]) {
+        if self.keeps_replay() {
+            self.begin_replay(quiet, had_state);
+            append_replay(&mut self.replay, message);
+        }
+    }
+}
+
+fn append_replay(replay: &mut super::Replay, message: &[u8]) {
+    if replay.whole && replay.bytes.len() + message.len() <= MAX_REPLAY_BYTES {
+        replay.bytes.extend_from_slice(message);
+    } else {
+        replay.whole = false;
+    }
+}
+
+#[inline]
+fn read_text(text: &[u8]) -> (Marks, bool) {
+    let marks = guard::read(text);
+    (marks, marks.any() && guard::refuses_marked(text, marks))
+}

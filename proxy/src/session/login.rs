@@ -1,0 +1,218 @@
+//! From a startup packet to a session: where it belongs, whether there is room, who it is, and a server for it.
+
+use super::Session;
+use super::follow::{Denied, Follow};
+use super::hello::{end, greet};
+use super::shared::Shared;
+use crate::config::{CALL_DEADLINE, LOGIN_DEADLINE, MAX_SASL_BYTES};
+use crate::gate::control::RoleRecord;
+use crate::gate::slot::Slot;
+use crate::relay::{Relay, Role, down};
+use crate::route::{Target, place, route};
+use crate::rpc::{Question, Reply, role_record};
+use crate::scram::{Exchange, MECHANISM, ScramError, Verifier};
+use crate::stream::Stream;
+use crate::wire::header::{HEADER_BYTES, c_string};
+use crate::wire::reply::{
+    AUTHENTICATION_OK, ErrorReply, authentication, backend_key, negotiate_version, parameter_status, ready_for_query,
+};
+use crate::wire::startup::Startup;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use quorate_transport::{Service, decode, encode};
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+/// Bytes of the server's nonce, before base64; as PostgreSQL.
+const NONCE_BYTES: usize = 18;
+
+const SASL: u32 = 10;
+const SASL_CONTINUE: u32 = 11;
+const SASL_FINAL: u32 = 12;
+
+/// A login that does not become a session.
+enum Refusal {
+    /// The client left.
+    Gone,
+    /// It is told this.
+    Told(Vec<u8>),
+}
+
+impl From<ErrorReply> for Refusal {
+    fn from(reply: ErrorReply) -> Self {
+        Refusal::Told(reply.bytes())
+    }
+}
+
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Self {
+        Refusal::Told(denied.fatal())
+    }
+}
+
+impl From<std::io::Error> for Refusal {
+    fn from(_: std::io::Error) -> Self {
+        Refusal::Gone
+    }
+}
+
+/// Serves one connection from its first byte to its last.
+pub async fn serve(shared: Arc<Shared>, tcp: TcpStream) {
+    let Some((stream, startup)) = greet(&shared, tcp).await else { return };
+    // The relay reads ahead, so the client's stream is in it from here on.
+    let slot = Arc::new(Slot::default());
+    let mut relay = Relay::new(Role::Entry, stream, slot);
+    let outcome = tokio::select! {
+        outcome = log_in(&shared, &mut relay, startup) => outcome,
+        () = shared.stop.cancelled() => Err(super::stopping().into()),
+    };
+    match outcome {
+        Ok(made) => Session::new(shared, relay, made).run().await,
+        Err(Refusal::Gone) => {}
+        Err(Refusal::Told(error)) => end(relay.client, &error).await,
+    }
+}
+
+async fn log_in(shared: &Arc<Shared>, relay: &mut Relay, startup: Startup) -> Result<super::Made, Refusal> {
+    if startup.minor > 0 || !startup.unknown_options.is_empty() {
+        let mut out = Vec::new();
+        negotiate_version(&mut out, &startup.unknown_options);
+        relay.client.write_all(&out).await?;
+    }
+    let target = admissible(shared, &startup)?;
+    let permit = shared.admission.admit(target.server).map_err(|full| {
+        ErrorReply::fatal(full.sqlstate(), format!("too many connections for {}", full.scope))
+            .detail(format!("The limit is {} sessions.", full.limit))
+            .hint("Close idle connections or retry later.")
+    })?;
+    let until = Instant::now() + shared.config.hold;
+    let record = tokio::select! {
+        record = role(shared, &target, until) => record?,
+        () = relay.client_gone() => return Err(Refusal::Gone),
+    };
+    authenticate(relay, &target, record).await?;
+
+    let until = Instant::now() + shared.config.hold;
+    let entry = shared.routes.register(target.database, &relay.slot, place(&shared.map.borrow(), target.database));
+    let slot = Arc::clone(&relay.slot);
+    let attached = tokio::select! {
+        attached = shared.attach(&slot, &target, &startup.parameters, until) => attached?,
+        () = relay.client_gone() => return Err(Refusal::Gone),
+    };
+    let key = shared.cancels.register(attached.answer.pid, &slot);
+    let mut out = AUTHENTICATION_OK.to_vec();
+    for (name, value) in &attached.answer.params {
+        relay.params.set(name, value);
+        parameter_status(&mut out, name, value);
+    }
+    out.extend_from_slice(&attached.answer.notices);
+    out.extend_from_slice(&backend_key(key.pid, key.secret));
+    out.extend_from_slice(&ready_for_query(b'I'));
+    relay.down.insert(&out);
+    relay.down.put_back(&attached.answer.rest);
+    relay.attach(attached.server);
+    Ok(super::Made { target, parameters: startup.parameters, primary: attached.primary, key, entry, permit })
+}
+
+/// What can be said without asking the database.
+fn admissible(shared: &Shared, startup: &Startup) -> Result<Target, ErrorReply> {
+    if startup.replication {
+        return Err(ErrorReply::fatal("0A000", "replication connections are not available to clients")
+            .detail("Copies of a database are made and fed by the cluster itself.")
+            .hint("Connect without the replication parameter."));
+    }
+    if startup.parameters.iter().any(|(n, v)| crate::guard::refuses_parameter(n, v)) {
+        return Err(down::refusal("FATAL"));
+    }
+    route(&shared.map.borrow(), &startup.user, &startup.database).map_err(|e| e.reply())
+}
+
+/// What the database holds of the role.
+async fn role(shared: &Shared, target: &Target, until: Instant) -> Result<Option<RoleRecord>, Denied> {
+    let mut follow = Follow::new(shared, target.database, until);
+    loop {
+        let primary = follow.primary().await?;
+        let asking = async {
+            if primary.node == shared.config.node {
+                return Ok(role_record(&shared.gates, target.database, &target.user).await);
+            }
+            let question = Question::Role { database: target.database, role: target.user.clone() };
+            let answer = shared.peers.call(primary.node, Service::Proxy, encode(&question), CALL_DEADLINE).await;
+            let answer = answer.map_err(|_| "the primary's node cannot be reached".to_owned())?;
+            decode::<Reply>(&answer).map_err(|fault| fault.to_string())
+        };
+        let reply = tokio::select! {
+            reply = asking => reply,
+            () = follow.moved(primary) => Err("the primary moved".to_owned()),
+        };
+        match reply {
+            Ok(Reply::Role(record)) => return Ok(record),
+            Ok(Reply::NotOpen(why)) | Err(why) => follow.again(why).await?,
+            Ok(Reply::Done) => follow.again("the primary's node gave no answer".to_owned()).await?,
+        }
+    }
+}
+
+/// SCRAM. A role that does not exist, or has no such password, goes through the same exchange and fails as a wrong password.
+async fn authenticate(relay: &mut Relay, target: &Target, record: Option<RoleRecord>) -> Result<(), Refusal> {
+    let usable = record.filter(|r| !r.expired).and_then(|r| Verifier::parse(r.password.as_deref()?));
+    let verifier = usable.unwrap_or_else(|| Verifier::mock(&target.mock_secret, &target.user));
+    let wrong = || {
+        ErrorReply::fatal("28P01", format!("password authentication failed for user \"{}\"", target.user))
+            .hint("Check the user name and the password; a role has its own password in each database.")
+    };
+    let fail = |error: ScramError| match error {
+        ScramError::WrongPassword => wrong(),
+        other => ErrorReply::fatal("08P01", other.to_string()),
+    };
+    let mut mechanisms = MECHANISM.to_vec();
+    mechanisms.extend_from_slice(&[0, 0]);
+    ask(&mut relay.client, SASL, &mechanisms).await?;
+    let first = password_message(&mut relay.client).await?;
+    let malformed = || ErrorReply::fatal("08P01", "malformed SCRAM message");
+    let (mechanism, rest) = c_string(&first).ok_or_else(malformed)?;
+    if mechanism != MECHANISM {
+        return Err(ErrorReply::fatal("08P01", "client selected an invalid SASL authentication mechanism").into());
+    }
+    let (length, message) = rest.split_first_chunk::<4>().ok_or_else(malformed)?;
+    if u32::from_be_bytes(*length) as usize != message.len() {
+        return Err(malformed().into());
+    }
+    let nonce = STANDARD.encode(rand::random::<[u8; NONCE_BYTES]>());
+    let (exchange, answer) = Exchange::begin(verifier, message, &nonce).map_err(fail)?;
+    ask(&mut relay.client, SASL_CONTINUE, answer.as_bytes()).await?;
+    let last = password_message(&mut relay.client).await?;
+    let proof = exchange.finish(&last).map_err(|error| {
+        tracing::debug!(database = %target.database, "a login was refused");
+        fail(error)
+    })?;
+    ask(&mut relay.client, SASL_FINAL, proof.as_bytes()).await?;
+    Ok(())
+}
+
+async fn ask(client: &mut Stream, kind: u32, body: &[u8]) -> std::io::Result<()> {
+    let mut out = Vec::with_capacity(128);
+    authentication(&mut out, kind, body);
+    client.write_all(&out).await?;
+    client.flush().await
+}
+
+/// Reads one message `p`, and nothing beyond it.
+async fn password_message(client: &mut Stream) -> Result<Vec<u8>, Refusal> {
+    let reading = async {
+        let mut header = [0; HEADER_BYTES];
+        client.read_exact(&mut header).await?;
+        let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize;
+        if header[0] != b'p' || !(4..=MAX_SASL_BYTES).contains(&length) {
+            return Err(ErrorReply::fatal("08P01", "expected SASL response").into());
+        }
+        let mut body = vec![0; length - 4];
+        client.read_exact(&mut body).await?;
+        Ok(body)
+    };
+    timeout(LOGIN_DEADLINE, reading)
+        .await
+        .unwrap_or_else(|_| Err(ErrorReply::fatal("08P01", "authentication took too long").into()))
+}

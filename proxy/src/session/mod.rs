@@ -1,0 +1,225 @@
+//! A client's session: it lives as long as the client's connection, and outlives its servers.
+//!
+//! What happens when a server is lost follows from the [`Tracker`](crate::wire::tracker::Tracker) alone: between
+//! transactions and without state the client is told nothing and its next request waits for another server; a
+//! transaction that cannot have committed ends with 40001; what is unknown or cannot be rebuilt ends the session, with a reason.
+
+pub mod attach;
+pub mod follow;
+pub mod hello;
+pub mod login;
+pub mod params;
+pub mod shared;
+
+use crate::cancel::CancelKey;
+use crate::config::FAREWELL_DEADLINE;
+use crate::gate::door::Door;
+use crate::gate::serve::barrier;
+use crate::relay::{Event, Relay, down};
+use crate::route::{Place, Target, place};
+use crate::wire::control::{Control, End};
+use crate::wire::reply::{ErrorReply, parameter_status};
+use crate::wire::tracker::Loss;
+use follow::{Denied, Primary};
+use quorate_throttle::Permit;
+use shared::{RouteEntry, Shared};
+use std::sync::Arc;
+use tokio::time::{Instant, timeout};
+
+/// What a login has made.
+pub struct Made {
+    pub target: Target,
+    pub parameters: Vec<(String, String)>,
+    pub primary: Primary,
+    pub key: CancelKey,
+    pub entry: RouteEntry,
+    pub permit: Permit,
+}
+
+pub struct Session {
+    shared: Arc<Shared>,
+    relay: Relay,
+    target: Target,
+    parameters: Vec<(String, String)>,
+    /// Where its server is, or was last.
+    primary: Primary,
+    // These end with the session.
+    _key: CancelKey,
+    _entry: RouteEntry,
+    _permit: Permit,
+}
+
+/// Whether the session goes on.
+enum Next {
+    GoOn,
+    /// It ends; the client may have been told why.
+    End,
+}
+
+pub(crate) fn stopping() -> ErrorReply {
+    ErrorReply::fatal("57P01", "terminating connection due to administrator command")
+        .detail("The node that this client is connected to is being stopped.")
+        .hint("Connect to another node of the cluster.")
+}
+
+impl Session {
+    pub fn new(shared: Arc<Shared>, relay: Relay, made: Made) -> Self {
+        let Made { target, parameters, primary, key, entry, permit } = made;
+        Session { shared, relay, target, parameters, primary, _key: key, _entry: entry, _permit: permit }
+    }
+
+    pub async fn run(mut self) {
+        loop {
+            let next = match self.relay.event().await {
+                Event::Signal => self.look().await,
+                Event::Request => self.attach().await,
+                Event::Barrier => self.barrier().await,
+                Event::Parked => self.lost(End::Released, "the primary is being moved to another node", None).await,
+                Event::ServerLost(why) => self.lost(End::Lost, &why, None).await,
+                Event::Control(Control::Ended { why, end, delivered }) => self.lost(end, &why, Some(delivered)).await,
+                Event::Control(Control::NotOpen { why }) => self.lost(End::Lost, &why, None).await,
+                Event::ClientClosed => return,
+                Event::ClientMalformed(why) => {
+                    self.fatal(ErrorReply::fatal("08P01", why)).await;
+                    Next::End
+                }
+                Event::Refused => {
+                    self.fatal(down::refusal("FATAL")).await;
+                    Next::End
+                }
+            };
+            if matches!(next, Next::End) {
+                return hello::end(self.relay.client, &[]).await;
+            }
+        }
+    }
+
+    /// Something changed around the session.
+    async fn look(&mut self) -> Next {
+        if self.shared.stop.is_cancelled() {
+            self.fatal(stopping()).await;
+            return Next::End;
+        }
+        let Some(server) = &self.relay.server else { return Next::GoOn };
+        match server.pass.as_ref().map(|p| p.door()) {
+            Some(Door::Ended { end, why }) => return self.lost(end, &why, None).await,
+            Some(door) => self.relay.parking = door == Door::Parking,
+            None => {}
+        }
+        let now = place(&self.shared.map.borrow(), self.target.database);
+        self.relay.paused = matches!(now, Place::Nowhere(_));
+        match now {
+            Place::At { replica, epoch, .. } if replica != self.primary.replica && epoch > self.primary.epoch => {
+                self.lost(End::Lost, "another replica has become the primary", None).await
+            }
+            _ => Next::GoOn,
+        }
+    }
+
+    async fn barrier(&mut self) -> Next {
+        if barrier(&self.relay).await {
+            self.relay.barrier_passed();
+            return Next::GoOn;
+        }
+        self.lost(End::Lost, "a barrier after a cancelled commit did not pass", None).await
+    }
+
+    /// The server is gone. `delivered`: how many bytes a remote gate took in.
+    async fn lost(&mut self, end: End, why: &str, delivered: Option<u64>) -> Next {
+        let at_boundary = self.relay.down.at_boundary();
+        if let Some(delivered) = delivered {
+            self.relay.take_back(delivered);
+        }
+        let loss = self.relay.tracker.loss();
+        let pass = self.relay.detach().and_then(|server| server.pass);
+        if let (End::Released, Some(pass)) = (end, pass) {
+            pass.release();
+        }
+        if self.relay.fatal_sent || !at_boundary {
+            self.say_rest().await;
+            return Next::End;
+        }
+        tracing::debug!(database = %self.target.database, why, ?loss, "a session lost its server");
+        match loss {
+            Loss::Keep => Next::GoOn,
+            Loss::Aborted => {
+                self.relay.abort_with(aborted(why).bytes());
+                Next::GoOn
+            }
+            Loss::State(kept) => {
+                let error = ErrorReply::fatal("57P01", format!("the session's server is gone: {why}"))
+                    .detail(format!("The session held {kept} on it, which cannot be moved."))
+                    .hint("Connect again, and make it anew.");
+                self.fatal(error).await;
+                Next::End
+            }
+            Loss::Unknown => {
+                let error = ErrorReply::fatal("57P01", format!("the session's server is gone: {why}"))
+                    .detail("The outcome of the statement that was running is unknown: it may have been committed or not.")
+                    .hint("Connect again, and ask the database whether the change is there before repeating it.");
+                self.fatal(error).await;
+                Next::End
+            }
+        }
+    }
+
+    /// Gets a server for the request that waits.
+    async fn attach(&mut self) -> Next {
+        let until = Instant::now() + self.shared.config.hold;
+        let slot = Arc::clone(&self.relay.slot);
+        let attached = tokio::select! {
+            attached = self.shared.attach(&slot, &self.target, &self.parameters, until) => attached,
+            () = self.relay.client_gone() => return Next::End,
+            () = self.shared.stop.cancelled() => Err(Denied::Ours(stopping())),
+        };
+        let attached = match attached {
+            Ok(attached) => attached,
+            Err(Denied::Ours(error)) if error.severity == "ERROR" => {
+                self.relay.abort_with(error.bytes());
+                return Next::GoOn;
+            }
+            Err(denied) => {
+                self.relay.down.insert(&denied.fatal());
+                self.say_rest().await;
+                return Next::End;
+            }
+        };
+        let mut changes = Vec::new();
+        for (name, value) in &attached.answer.params {
+            if self.relay.params.set(name, value) {
+                parameter_status(&mut changes, name, value);
+            }
+        }
+        self.relay.down.insert(&changes);
+        self.relay.down.put_back(&attached.answer.rest);
+        self.primary = attached.primary;
+        self.relay.attach(attached.server);
+        // What changed while we were attaching.
+        self.look_again()
+    }
+
+    fn look_again(&self) -> Next {
+        self.relay.slot.signal();
+        Next::GoOn
+    }
+
+    /// Says why the session ends, if the client can be told.
+    async fn fatal(&mut self, error: ErrorReply) {
+        if self.relay.down.at_boundary() && !self.relay.fatal_sent {
+            self.relay.detach();
+            self.relay.down.insert(&error.bytes());
+        }
+        self.say_rest().await;
+    }
+
+    async fn say_rest(&mut self) {
+        // A client that does not listen is not waited for.
+        let _ = timeout(FAREWELL_DEADLINE, self.relay.flush_client()).await;
+    }
+}
+
+fn aborted(why: &str) -> ErrorReply {
+    ErrorReply::error("40001", format!("the transaction was lost with its server: {why}"))
+        .detail("Nothing of it has been committed.")
+        .hint("Retry the transaction.")
+}

@@ -1,0 +1,356 @@
+//! What sessions see when their server is lost, moved or held.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::*;
+use quorate_model::GateReport;
+use std::time::{Duration, Instant};
+use tokio_postgres::error::SqlState;
+
+/// A failover to the other node's Postgres: with the old gate closed, or without a word from it.
+async fn fail_over(cluster: &Cluster, to: usize, postgres: &Postgres, close: bool) {
+    if close {
+        cluster.gate(3 - to).close("its Postgres died");
+    }
+    cluster.elect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    cluster.promote(to as u64);
+    cluster.open(to, postgres);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_between_transactions_go_on_at_another_primary() {
+    let (first, second) = (Postgres::start().await, Postgres::start().await);
+    for postgres in [&first, &second] {
+        postgres.admin().await.batch_execute("create table t (a int); grant all on t to demo").await.unwrap();
+    }
+    for close in [true, false] {
+        let cluster = Cluster::start().await;
+        cluster.open(1, &first);
+        let clients = [soon(cluster.connect(1)).await, soon(cluster.connect(2)).await];
+        for client in &clients {
+            client.batch_execute("insert into t values (1)").await.unwrap();
+        }
+        let fails = [soon(cluster.connect(1)).await, soon(cluster.connect(2)).await];
+        for client in &fails {
+            client.batch_execute("begin; insert into t values (2)").await.unwrap();
+        }
+        let stateful = [soon(cluster.connect(1)).await, soon(cluster.connect(2)).await];
+        for client in &stateful {
+            client.batch_execute("create temp table mine (a int)").await.unwrap();
+        }
+        fail_over(&cluster, 2, &second, close).await;
+        for client in &clients {
+            // Simple and extended, on the same connection.
+            soon(client.batch_execute("insert into t values (3)")).await.unwrap();
+            let row = soon(client.query_one("select count(*) from t where a = 3", &[])).await.unwrap();
+            assert!(row.get::<_, i64>(0) > 0);
+        }
+        for client in &fails {
+            let error = soon(client.batch_execute("insert into t values (2)")).await.unwrap_err();
+            assert_eq!(error.code(), Some(&SqlState::T_R_SERIALIZATION_FAILURE), "{error}");
+            assert!(error.as_db_error().unwrap().hint().is_some());
+            soon(client.batch_execute("insert into t values (4)")).await.unwrap();
+        }
+        for client in &stateful {
+            let until = Instant::now() + 10 * SECOND;
+            while !client.is_closed() {
+                assert!(Instant::now() < until, "a session with state ends");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        let admin = second.admin().await;
+        assert_eq!(number(&admin, "select count(*) from t where a = 2").await.unwrap(), 0);
+        admin.batch_execute("truncate t").await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_error_names_what_was_kept() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (first, second) = (Postgres::start().await, Postgres::start().await);
+    let cluster = Cluster::start().await;
+    cluster.open(1, &first);
+    let client = soon(cluster.connect(1)).await;
+    let statement = client.prepare("select 1").await.unwrap();
+    client.query(&statement, &[]).await.unwrap();
+    fail_over(&cluster, 2, &second, true).await;
+    let until = Instant::now() + 10 * SECOND;
+    while !client.is_closed() && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(client.is_closed());
+    // A raw client, to see the words of a session that is idle.
+    let mut raw = RawClient::log_in(&cluster, 2).await;
+    raw.send(b'P', b"s1\0select 1\0\0\0").await;
+    raw.send(b'S', b"").await;
+    raw.until_ready().await;
+    cluster.gate(2).close("the end");
+    let mut rest = Vec::new();
+    soon(raw.0.read_to_end(&mut rest)).await.unwrap();
+    let rest = String::from_utf8_lossy(&rest).into_owned();
+    assert!(rest.contains("57P01") && rest.contains("named prepared statement \"s1\""), "{rest}");
+    raw.0.shutdown().await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_in_flight_ends_as_what_is_known_of_it() {
+    for entry in [1, 2] {
+        let (mut first, second) = (Postgres::start().await, Postgres::start().await);
+        let cluster = Cluster::start().await;
+        cluster.open(1, &first);
+        let (outside, inside, committing) =
+            (soon(cluster.connect(entry)).await, soon(cluster.connect(entry)).await, soon(cluster.connect(entry)).await);
+        inside.batch_execute("begin; select 1").await.unwrap();
+        committing.batch_execute("begin; create table c (a int)").await.unwrap();
+        let outside = tokio::spawn(async move { outside.batch_execute("select pg_sleep(60)").await });
+        let inside = tokio::spawn(async move {
+            let result = inside.batch_execute("select pg_sleep(60)").await;
+            (result, number(&inside, "select 8").await)
+        });
+        first.admin().await.batch_execute("alter system set synchronous_standby_names = 'ANY 1 (nobody)'").await.unwrap();
+        first.admin().await.batch_execute("select pg_reload_conf()").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let committing = tokio::spawn(async move { committing.batch_execute("commit").await });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        first.kill();
+        fail_over(&cluster, 2, &second, true).await;
+        let error = soon(outside).await.unwrap().unwrap_err();
+        assert_eq!(code(&error), "57P01");
+        assert!(error.as_db_error().unwrap().detail().unwrap().contains("unknown"));
+        let error = soon(committing).await.unwrap().unwrap_err();
+        assert_eq!(code(&error), "57P01");
+        assert!(error.as_db_error().unwrap().detail().unwrap().contains("unknown"));
+        let (result, after) = soon(inside).await.unwrap();
+        assert_eq!(code(&result.unwrap_err()), "40001");
+        assert_eq!(after.unwrap(), 8);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_gate_holds_requests_and_a_remote_one_gives_them_back() {
+    let (first, second) = (Postgres::start().await, Postgres::start().await);
+    for entry in [1, 2] {
+        let cluster = Cluster::start().await;
+        cluster.open(1, &first);
+        let client = soon(cluster.connect(entry)).await;
+        cluster.gate(1).hold();
+        let asking = tokio::spawn(async move {
+            let first = number(&client, "select 1").await;
+            (first, client)
+        });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!asking.is_finished());
+        cluster.open(1, &first);
+        let (answer, client) = soon(asking).await.unwrap();
+        assert_eq!(answer.unwrap(), 1);
+        // Held again, and then closed: the request was never seen by Postgres and is retried elsewhere.
+        cluster.gate(1).hold();
+        let asking = tokio::spawn(async move { client.batch_execute("select 2").await });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!asking.is_finished());
+        fail_over(&cluster, 2, &second, true).await;
+        soon(asking).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_wait_for_the_lease() {
+    let postgres = Postgres::start().await;
+    for entry in [1, 2] {
+        let cluster = Cluster::start().await;
+        cluster.open(1, &postgres);
+        let client = soon(cluster.connect(entry)).await;
+        cluster.gate(1).set_lease(lease_for(Duration::from_millis(1)));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let asking = tokio::spawn(async move { (number(&client, "select 6").await, client) });
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        assert!(!asking.is_finished(), "a lapsed lease holds results back");
+        cluster.gate(1).set_lease(lease_for(60 * SECOND));
+        let (answer, client) = soon(asking).await.unwrap();
+        assert_eq!(answer.unwrap(), 6);
+        // Held results of a gate that closes are never seen.
+        cluster.gate(1).drop_lease();
+        let asking = tokio::spawn(async move { number(&client, "select 6").await });
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(!asking.is_finished());
+        cluster.gate(1).close("fenced");
+        assert_eq!(code(&soon(asking).await.unwrap().unwrap_err()), "57P01");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parking_moves_idle_sessions_and_waits_for_transactions() {
+    let (first, second) = (Postgres::start().await, Postgres::start().await);
+    let cluster = Cluster::start().await;
+    cluster.open(1, &first);
+    let mut clients = Vec::new();
+    for entry in [1, 2] {
+        let (idle, short, long) =
+            (soon(cluster.connect(entry)).await, soon(cluster.connect(entry)).await, soon(cluster.connect(entry)).await);
+        short.batch_execute("begin").await.unwrap();
+        long.batch_execute("begin").await.unwrap();
+        clients.push((idle, short, long));
+    }
+    let gate = cluster.gate(1);
+    let parking = tokio::spawn(async move { gate.park(Duration::from_millis(500)).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut waiting = Vec::new();
+    for (idle, short, _) in &clients {
+        soon(short.batch_execute("select 1; commit")).await.unwrap();
+        waiting.push(idle.batch_execute("select 1"));
+    }
+    let parked = soon(parking).await.unwrap();
+    assert_eq!((parked.kept, parked.cut), (4, 2));
+    assert_eq!(cluster.gate(1).report(), GateReport::Held);
+    fail_over(&cluster, 2, &second, true).await;
+    for request in waiting {
+        soon(request).await.unwrap();
+    }
+    for (idle, short, long) in &clients {
+        soon(idle.batch_execute("select 1")).await.unwrap();
+        soon(short.batch_execute("select 1")).await.unwrap();
+        let error = soon(long.query("select 1", &[])).await.unwrap_err();
+        assert_eq!(code(&error), "40001");
+        soon(long.query("select 1", &[])).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_wait_for_the_quorum_is_an_error_and_a_barrier_follows() {
+    let postgres = Postgres::start().await;
+    let admin = postgres.admin().await;
+    admin.batch_execute("create table t (a int); grant all on t to demo").await.unwrap();
+    let sync_names = async |names: &str| {
+        admin.batch_execute(&format!("alter system set synchronous_standby_names = '{names}'")).await.unwrap();
+        admin.batch_execute("select pg_reload_conf()").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    };
+    for entry in [1, 2] {
+        let cluster = Cluster::start().await;
+        cluster.open(1, &postgres);
+        let client = soon(cluster.connect(entry)).await;
+        let pid = number(&client, "select pg_backend_pid()").await.unwrap();
+        sync_names("ANY 1 (nobody)").await;
+        let token = client.cancel_token();
+        let writing = tokio::spawn(async move {
+            let first = client.batch_execute("insert into t values (1)").await;
+            (first, number(&client, "select 9").await)
+        });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        // The client's own cancel is held.
+        let port = cluster.nodes[0].proxy.address().port();
+        let cancelling = tokio::spawn(async move {
+            let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            token.cancel_query_raw(stream, tokio_postgres::NoTls).await
+        });
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(!writing.is_finished(), "a cancel does not end the wait");
+        // A superuser's is not seen by us: its effect is.
+        admin.batch_execute(&format!("select pg_cancel_backend({pid})")).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(!writing.is_finished(), "the answer waits for a barrier");
+        sync_names("").await;
+        let (first, second) = soon(writing).await.unwrap();
+        let error = first.unwrap_err();
+        assert_eq!(code(&error), "40003");
+        assert!(error.as_db_error().unwrap().hint().is_some());
+        assert_eq!(second.unwrap(), 9, "the session goes on");
+        soon(cancelling).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopping_node_says_goodbye() {
+    let postgres = Postgres::start().await;
+    let cluster = Cluster::start().await;
+    cluster.open(1, &postgres);
+    let mut raw = RawClient::log_in(&cluster, 1).await;
+    cluster.stop.cancel();
+    let mut rest = Vec::new();
+    soon(tokio::io::AsyncReadExt::read_to_end(&mut raw.0, &mut rest)).await.unwrap();
+    assert!(String::from_utf8_lossy(&rest).contains("57P01"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_streams_end_with_a_reason() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let postgres = Postgres::start().await;
+    let cluster = Cluster::start().await;
+    cluster.open(1, &postgres);
+    for bytes in [&b"x\0\0\0\x04"[..], b"Q\0\0\0\x01", b"Q\xff\xff\xff\xff"] {
+        let mut raw = RawClient::log_in(&cluster, 1).await;
+        raw.0.write_all(bytes).await.unwrap();
+        let mut rest = Vec::new();
+        soon(raw.0.read_to_end(&mut rest)).await.unwrap();
+        assert!(String::from_utf8_lossy(&rest).contains("08P01"), "{bytes:?}: {rest:?}");
+    }
+    for bytes in [&b"\0\0\0\x04"[..], b"\0\0\xff\xff....", b"\0\0\0\x09\0\x02\0\0\0", b"GET / HTTP/1.1\r\n\r\n"] {
+        let mut stream = tokio::net::TcpStream::connect(cluster.nodes[0].proxy.address()).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        let mut rest = Vec::new();
+        soon(stream.read_to_end(&mut rest)).await.unwrap();
+        assert_eq!(rest.first(), Some(&b'E'), "{bytes:?}");
+    }
+    // Byte by byte, nothing is different.
+    let mut raw = RawClient::log_in(&cluster, 1).await;
+    for byte in b"Q\0\0\0\x0dselect 1\0" {
+        raw.0.write_all(&[*byte]).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let answer = raw.until_ready().await;
+    assert!(answer.windows(8).any(|w| w == b"SELECT 1"));
+}
+
+/// A client that sees every byte.
+struct RawClient(tokio::net::TcpStream);
+
+impl RawClient {
+    async fn log_in(cluster: &Cluster, node: usize) -> RawClient {
+        use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
+        use tokio::io::AsyncWriteExt;
+        let mut raw = RawClient(tokio::net::TcpStream::connect(cluster.nodes[node - 1].proxy.address()).await.unwrap());
+        let startup = quorate_proxy::wire::startup::startup_message("demo", "app", &[]);
+        raw.0.write_all(&startup).await.unwrap();
+        let mut scram = ScramSha256::new(b"demo", ChannelBinding::unsupported());
+        raw.message().await;
+        let first = scram.message();
+        let body = [b"SCRAM-SHA-256\0", &(first.len() as u32).to_be_bytes()[..], first].concat();
+        raw.send(b'p', &body).await;
+        let (_, body) = raw.message().await;
+        scram.update(&body[4..]).unwrap();
+        let last = scram.message().to_vec();
+        raw.send(b'p', &last).await;
+        raw.until_ready().await;
+        raw
+    }
+
+    async fn send(&mut self, tag: u8, body: &[u8]) {
+        use tokio::io::AsyncWriteExt;
+        let message = [&[tag][..], &(body.len() as u32 + 4).to_be_bytes(), body].concat();
+        self.0.write_all(&message).await.unwrap();
+    }
+
+    async fn message(&mut self) -> (u8, Vec<u8>) {
+        use tokio::io::AsyncReadExt;
+        soon(async {
+            let tag = self.0.read_u8().await.unwrap();
+            let mut body = vec![0; self.0.read_u32().await.unwrap() as usize - 4];
+            self.0.read_exact(&mut body).await.unwrap();
+            (tag, body)
+        })
+        .await
+    }
+
+    async fn until_ready(&mut self) -> Vec<u8> {
+        let mut all = Vec::new();
+        loop {
+            let (tag, body) = self.message().await;
+            all.extend_from_slice(&body);
+            if tag == b'Z' {
+                return all;
+            }
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Making a primary of a standby.
+//!
+//! The server chooses the timeline, leaves the history at the end of what it replayed, and logs that it did. A
+//! crash between the choice and the log entry leaves a timeline in files that no record bears: the mark
+//! `promoting` stands beside the data from before the order until the end is known.
+
+use super::error::InstanceError;
+use super::files::{self, Durability, blocking};
+use super::position::timeline_of;
+use super::session::within;
+use super::{Inner, Instance, wal};
+use quorate_model::{Lsn, Timeline};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Ending recovery copies one segment and flushes it; storage that is slow for this long is not fit for a primary.
+pub const PROMOTE_DEADLINE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(2);
+const WHAT: &str = "promoting";
+const QUICK: Duration = Duration::from_secs(5);
+
+/// What a promotion made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Promoted {
+    pub timeline: Timeline,
+    /// The timelines before, oldest first, each with the position at which it was left.
+    pub history: Vec<(Timeline, Lsn)>,
+    /// Where `timeline` left the one before: the start of this lineage entry.
+    pub lsn: Lsn,
+}
+
+impl Instance {
+    /// Ends recovery and returns when the instance takes writes. The sync names are set before (R6). A primary
+    /// already is fine: it tells what its promotion made.
+    pub async fn promote(&self) -> Result<Promoted, InstanceError> {
+        within(WHAT, PROMOTE_DEADLINE, self.inner.promote()).await
+    }
+}
+
+impl Inner {
+    async fn promote(self: &Arc<Self>) -> Result<Promoted, InstanceError> {
+        if self.is_in_recovery(QUICK).await? {
+            let mark = self.paths.promoting.clone();
+            blocking(WHAT, move || files::replace(&mark, "", Durability::Durable, None)).await?;
+            self.sessions.rows(WHAT, "SELECT pg_promote(false)", QUICK).await?;
+            while self.is_in_recovery(QUICK).await? {
+                tokio::time::sleep(POLL).await;
+            }
+        }
+        // The record that names the timeline was flushed before recovery ended.
+        self.promotion_is_logged().await?;
+        self.read_history().await
+    }
+
+    pub async fn promotion_is_logged(&self) -> Result<(), InstanceError> {
+        let mark = self.paths.promoting.clone();
+        blocking(WHAT, move || files::remove(&mark)).await
+    }
+
+    async fn read_history(&self) -> Result<Promoted, InstanceError> {
+        const CURRENT: &str = "SELECT pg_walfile_name(pg_current_wal_lsn())";
+        let row = self.sessions.row(WHAT, CURRENT, QUICK).await?;
+        let timeline = timeline_of(&row, 0)?;
+        if timeline == Timeline(1) {
+            return Ok(Promoted { timeline, history: Vec::new(), lsn: Lsn(0) });
+        }
+        let path = self.paths.data.join("pg_wal").join(wal::history_name(timeline));
+        let text = blocking(WHAT, move || {
+            std::fs::read_to_string(&path).map_err(InstanceError::file("reading", &path))
+        })
+        .await?;
+        let history = wal::parse_history(&text).filter(|history| !history.is_empty());
+        let history = history.ok_or_else(|| InstanceError::Protocol {
+            what: WHAT,
+            detail: "the history file is not one".to_owned(),
+        })?;
+        let lsn = history.last().map(|(_, left_at)| *left_at).unwrap_or_default();
+        Ok(Promoted { timeline, history, lsn })
+    }
+}

@@ -1,0 +1,8 @@
+//! Against a real PostgreSQL. Each test has its own directories and ends what it started.
+#![allow(clippy::unwrap_used)]
+
+mod copies;
+mod crash;
+mod fixture;
+mod primary;
+mod real_wal;

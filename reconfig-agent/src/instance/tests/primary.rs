@@ -1,0 +1,70 @@
+//! What a primary promises about commits.
+
+use super::fixture::*;
+use crate::instance::InstanceError;
+use quorate_model::Epoch;
+use std::time::Duration;
+use uuid::Uuid;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_barrier_that_nobody_acknowledges_fails_and_leaves_nothing() {
+    let world = World::new();
+    let primary = world.primary(1).await;
+    let admin = connect(&primary, "postgres").await;
+    let outcome = primary.barrier(Duration::from_millis(300)).await;
+    assert!(matches!(outcome, Err(InstanceError::Timeout { .. })), "{outcome:?}");
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'quorate_barrier'";
+    eventually("the waiting backend is gone", || async { value(&admin, waiting).await == "0" })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_barrier_whose_wait_was_cancelled_is_in_doubt() {
+    let world = World::new();
+    let primary = world.primary(1).await;
+    let admin = connect(&primary, "postgres").await;
+    let waiter = tokio::spawn({
+        let primary = primary.clone();
+        async move { primary.barrier(WAIT).await }
+    });
+    let cancel = "SELECT coalesce(bool_or(pg_cancel_backend(pid)), false) FROM pg_stat_activity
+        WHERE application_name = 'quorate_barrier' AND wait_event = 'SyncRep'";
+    eventually("the wait was cancelled", || async { value(&admin, cancel).await == "t" }).await;
+    let outcome = waiter.await.unwrap();
+    assert!(matches!(outcome, Err(InstanceError::Doubt { .. })), "{outcome:?}");
+}
+
+/// A position must not wait for an epoch row that waits for its quorum.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_row_is_visible_while_its_barrier_waits() {
+    let world = World::new();
+    let primary = world.primary(1).await;
+    let next = Epoch::new(0, 2, 0);
+    let writer = tokio::spawn({
+        let primary = primary.clone();
+        async move { primary.write_epoch(next, Uuid::from_u128(2), WAIT).await }
+    });
+    eventually("the row is seen", || async {
+        primary.position().await.unwrap().epoch == next
+    })
+    .await;
+    assert!(!writer.is_finished());
+    writer.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_follow_the_replicas() {
+    let world = World::new();
+    let primary = world.primary(1).await;
+    let admin = connect(&primary, "postgres").await;
+    let slots = "SELECT coalesce(string_agg(slot_name || (restart_lsn IS NOT NULL), ',' ORDER BY slot_name), '')
+        FROM pg_replication_slots";
+    admin.batch_execute("SELECT pg_create_physical_replication_slot('theirs')").await.unwrap();
+    timed("ensure_slots", primary.ensure_slots(&["r2".to_owned(), "r3".to_owned()].into()))
+        .await
+        .unwrap();
+    assert_eq!(value(&admin, slots).await, "r2true,r3true,theirsfalse");
+    primary.ensure_slots(&["r3".to_owned(), "r4".to_owned()].into()).await.unwrap();
+    assert_eq!(value(&admin, slots).await, "r3true,r4true,theirsfalse");
+}
