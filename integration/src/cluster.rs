@@ -87,7 +87,10 @@ impl Cluster {
             admin_url: String::new(),
             keep: std::env::var_os("QUORATE_TEST_KEEP").is_some(),
         };
-        cluster.start_demo().await?;
+        if let Err(error) = cluster.start_demo().await {
+            cluster.show_logs();
+            return Err(error);
+        }
         Ok(cluster)
     }
 

@@ -47,6 +47,7 @@ pub fn with_cluster(options: Options, body: impl AsyncFnOnce(&mut Cluster) -> an
         }
     });
     if let Err(error) = outcome {
-        panic!("{error:?}");
+        // The causes, without the stacks that `{:?}` would add.
+        panic!("{error:#}");
     }
 }

@@ -40,6 +40,9 @@ async fn pgbench_select_only_against_a_direct_connection() {
     postgres.admin().await.batch_execute("grant all on all tables in schema public to demo").await.unwrap();
     let ports = [1, 2].map(|n: usize| cluster.nodes[n - 1].proxy.address().port());
     for args in [&["-c", "16", "-j", "2"][..], &["-c", "1"], &["-c", "16", "-j", "2", "-M", "prepared"]] {
+        if std::env::var("BENCH_ONLY").is_ok_and(|only| only != args.join(" ")) {
+            continue;
+        }
         for round in 0..2 {
             let direct = pgbench(args, socket, 5432, "demo");
             let mut line = format!("{args:?} round {round}: direct {direct:.0}");

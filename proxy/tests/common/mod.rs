@@ -53,12 +53,25 @@ fn give_to_postgres(path: &Path) {
     }
 }
 
+const TEMPLATE: &str = "qp-template-";
+
+/// A template lives as long as its process; those of earlier ones are in nobody's way but the disk's.
+fn remove_left_templates() {
+    for entry in std::fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|n| n.strip_prefix(TEMPLATE)) else { continue };
+        if !Path::new("/proc").join(pid).exists() {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// A data directory with the roles and the database in it, made once.
 fn template() -> &'static Path {
     static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
     TEMPLATE.get_or_init(|| {
-        let path = std::env::temp_dir().join(format!("qp-template-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
+        remove_left_templates();
+        let path = std::env::temp_dir().join(format!("{TEMPLATE}{}", std::process::id()));
         std::fs::create_dir(&path).unwrap();
         give_to_postgres(&path);
         let data = path.join("data");

@@ -76,7 +76,8 @@ impl Agent {
         self.0.upstreams.cut_all(replica.database).await;
         replica.downstream.cut().await;
         let run = replica.state().run.clone();
-        let (position, note) = if run != RunState::Running && run != RunState::Starting {
+        let (position, note) = if run != RunState::Running {
+            // Asked again until it runs: an answer at once tells that gate and tunnels are closed.
             (None, format!("{} is {}", replica.id, run.name()))
         } else {
             match tokio::time::timeout(POSITION_DEADLINE, replica.instance.position()).await {

@@ -169,8 +169,9 @@ impl Actor {
             for id in database.replicas_on(from).filter(|r| !named.contains(r)) {
                 let unwell_since_ms =
                     self.reports.get(&id).and_then(|h| h.unwell_since_ms).or(Some(now));
+                let led = self.reports.get(&id).and_then(|h| h.led);
                 let report = absent(database.id, id, from);
-                self.reports.insert(id, Heard { report, at_ms: now, unwell_since_ms });
+                self.reports.insert(id, Heard { report, at_ms: now, unwell_since_ms, led });
             }
         }
         for report in reports {
@@ -178,7 +179,11 @@ impl Actor {
             let known = self.reports.get(&report.replica);
             let unwell_since_ms =
                 unwell.then(|| known.and_then(|h| h.unwell_since_ms).unwrap_or(now));
-            self.reports.insert(report.replica, Heard { report, at_ms: now, unwell_since_ms });
+            let led = match report.gate {
+                GateReport::Open(reign) => Some(reign),
+                _ => known.and_then(|h| h.led),
+            };
+            self.reports.insert(report.replica, Heard { report, at_ms: now, unwell_since_ms, led });
         }
     }
 

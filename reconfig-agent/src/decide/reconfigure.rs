@@ -165,7 +165,12 @@ pub fn promoting(view: &View<'_>, database: &Database, progress: &Progress) -> V
         acts.extend(replace_placeholders(view, database, progress));
         return acts;
     }
-    if view.now_ms < progress.lease_until_ms {
+    // A former primary whose node answered the fence has closed its gate and dropped its lease by itself.
+    let silent = database
+        .previous
+        .iter()
+        .any(|c| c.primary != candidate && !progress.fences.contains_key(&c.primary));
+    if silent && view.now_ms < progress.lease_until_ms {
         return acts;
     }
     if !progress.opened {

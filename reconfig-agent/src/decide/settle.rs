@@ -133,6 +133,10 @@ fn primary_trouble(view: &View<'_>, database: &Database, progress: &Progress) ->
     match &report.run {
         RunState::Running if report.role == InstanceRole::Primary => {}
         // After a restart of its node it follows; a fresh record may also be older than the report's journey.
+        RunState::Running | RunState::Starting if heard.led == Some(database.epoch.reign()) => {
+            let reason = format!("postmaster of {primary} ended and was started again");
+            return Some(trigger(reason, Some(report.node), 0, false));
+        }
         RunState::Running | RunState::Starting => {
             return (heard.at_ms > settled).then(|| {
                 trigger(format!("{primary} was restarted"), Some(report.node), 0, true)

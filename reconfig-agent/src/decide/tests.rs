@@ -182,7 +182,7 @@ impl World {
                 size_bytes: 0,
             };
             let unwell_since_ms = self.unwell_since.get(id).copied();
-            all.insert(*id, Heard { report, at_ms: self.now, unwell_since_ms });
+            all.insert(*id, Heard { report, at_ms: self.now, unwell_since_ms, led: None });
         }
         all
     }

@@ -15,6 +15,9 @@ pub struct Heard {
     pub at_ms: u64,
     /// Since when it has been unwell without a break.
     pub unwell_since_ms: Option<u64>,
+    /// The last reign in which it was seen as primary with an open gate. What was seen so and is not any more has
+    /// ended in between, however fast it was started again.
+    pub led: Option<Epoch>,
 }
 
 /// A node that the ring lost and the coordinator could not reach either.

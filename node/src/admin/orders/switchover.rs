@@ -43,11 +43,11 @@ impl Order for Switchover {
             Some(name) => Some(lookup::node(&map, name)?.id),
             None => None,
         };
-        if let (Some(node), Some(name)) = (to, &self.to) {
-            if !session.context.usable_nodes().contains(&node) {
-                return Err(AdminError::new("55000", format!("node \"{name}\" is not alive"))
-                    .with_hint("SHOW NODES tells which nodes are."));
-            }
+        if let (Some(node), Some(name)) = (to, &self.to)
+            && !session.context.usable_nodes().contains(&node)
+        {
+            return Err(AdminError::new("55000", format!("node \"{name}\" is not alive"))
+                .with_hint("SHOW NODES tells which nodes are."));
         }
         let command = Command::BeginSwitchover { database, to, now_ms: session.context.now_ms() };
         let applied = session.propose(&format!("switchover database {}", self.name), command).await?;

@@ -6,3 +6,4 @@ mod crash;
 mod fixture;
 mod primary;
 mod real_wal;
+mod timings;

@@ -232,3 +232,36 @@ async fn stop_ends_what_is_held_and_takes_the_socket_away() {
     assert!(!stage.tunnel_dir.join(SOCKET_NAME).exists());
     assert_eq!(downstream.status().held, 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_does_not_wait_for_who_does_not_read() {
+    let stage = Stage::new(Upstreams::new()).await;
+    let downstream = stage.nodes.downstream(&stage.tunnel_dir, None);
+    for at_the_standby in [true, false] {
+        downstream.attach(route(1));
+        stage.admit(1, &[STANDBY]);
+        let (standby, instance) = joined(&stage).await;
+        // Both ends stopped reading, as stopped processes do, and every buffer between them is full.
+        let message = [&b"d\0\x0f\xff\xff"[..], &vec![0; 0xf_fffb]].concat();
+        for end in [&standby, &instance] {
+            let mut rest = &message[..];
+            while timeout(SHORT, end.writable()).await.is_ok() {
+                match end.try_write(rest) {
+                    Ok(n) if n < rest.len() => rest = &rest[n..],
+                    Ok(_) => rest = &message,
+                    Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+                }
+            }
+        }
+        let cut = async {
+            match at_the_standby {
+                true => downstream.cut().await,
+                false => stage.nodes.upstreams.cut_all(DATABASE).await,
+            }
+        };
+        timeout(Duration::from_secs(1), cut).await.expect("a fence does not wait for Postgres");
+        let severed = if at_the_standby { &standby } else { &instance };
+        let error = severed.try_write(b"late").unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+    }
+}
