@@ -36,6 +36,11 @@ impl ProxyConfig {
 
 /// Longest time for a client to say who it is, each step of it.
 pub const LOGIN_DEADLINE: Duration = Duration::from_secs(60);
+/// Connections of one worker that have not logged in yet.
+pub const MAX_LOGINS: usize = 2048;
+/// How long a client may be silent before the kernel asks whether it is still there, and how often it asks.
+pub const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+pub const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 /// Packets before the startup message: one refused encryption after the other.
 pub const MAX_STARTUP_PACKETS: usize = 4;
 /// Largest SASL message.

@@ -153,18 +153,19 @@ impl StreamedText {
 /// the right place of its answers and with the transaction failed as it must be, and the error is then replaced by ours.
 pub const REFUSED_TEXT: &str = "quorate_refused";
 
-/// The message to send in place of a refused Query, Parse or Bind with this body.
+/// The message to send in place of a refused Query, FunctionCall, Parse or Bind with this body.
 pub fn refused_message(tag: u8, body: &[u8]) -> Vec<u8> {
+    let simple = matches!(tag, b'Q' | b'F');
     let mut out = Vec::with_capacity(64);
-    let start = crate::wire::reply::begin(&mut out, if tag == b'Q' { b'Q' } else { b'P' });
+    let start = crate::wire::reply::begin(&mut out, if simple { b'Q' } else { b'P' });
     if tag == b'P' {
         let name = crate::wire::header::c_string(body).map_or(&b""[..], |(name, _)| name);
         crate::wire::reply::put_c_string(&mut out, name);
-    } else if tag != b'Q' {
+    } else if !simple {
         out.push(0);
     }
     crate::wire::reply::put_c_string(&mut out, REFUSED_TEXT.as_bytes());
-    if tag != b'Q' {
+    if !simple {
         out.extend_from_slice(&[0, 0]);
     }
     crate::wire::reply::end(&mut out, start);

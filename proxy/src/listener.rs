@@ -1,24 +1,27 @@
 //! The client port: one listener and one runtime a worker thread, so that a session's sockets stay on one core.
 
 use crate::cancel::Cancels;
-use crate::config::{ProxyConfig, STOP_GRACE};
+use crate::config::{KEEPALIVE_AFTER, KEEPALIVE_EVERY, MAX_LOGINS, ProxyConfig, STOP_GRACE};
 use crate::gate::Gates;
 use crate::gate::serve::GateServer;
 use crate::rpc::ProxyService;
+use crate::session::hello::end;
 use crate::session::login::serve;
 use crate::session::shared::Shared;
+use crate::stream::Stream;
+use crate::wire::reply::ErrorReply;
 use quorate_model::PartitionMap;
 use quorate_throttle::Admission;
 use quorate_transport::{Peers, Service, StreamKind};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -114,15 +117,11 @@ async fn work(shared: Arc<Shared>, listener: std::net::TcpListener, is_first: bo
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "a worker of the proxy cannot listen"),
     };
+    let logins = Arc::new(Semaphore::new(MAX_LOGINS));
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((tcp, _)) => {
-                    // Without it, answers would wait for acknowledgements.
-                    if tcp.set_nodelay(true).is_ok() {
-                        tokio::spawn(serve(Arc::clone(&shared), tcp));
-                    }
-                }
+                Ok((tcp, _)) => accept(&shared, &logins, tcp),
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -135,5 +134,23 @@ async fn work(shared: Arc<Shared>, listener: std::net::TcpListener, is_first: bo
     let until = Instant::now() + STOP_GRACE;
     while shared.routes.sessions() > 0 && Instant::now() < until {
         tokio::time::sleep(STOP_LOOK).await;
+    }
+}
+
+fn accept(shared: &Arc<Shared>, logins: &Arc<Semaphore>, tcp: TcpStream) {
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
+    // Without it, answers would wait for acknowledgements.
+    let set = tcp.set_nodelay(true).and_then(|()| SockRef::from(&tcp).set_tcp_keepalive(&keepalive));
+    match (set, Arc::clone(logins).try_acquire_owned()) {
+        (Ok(()), Ok(login)) => {
+            tokio::spawn(serve(Arc::clone(shared), tcp, login));
+        }
+        (Ok(()), Err(_)) => {
+            let error = ErrorReply::fatal("53300", "too many clients are logging in to this node")
+                .hint("Retry after 10 seconds, or at another node.");
+            tokio::spawn(async move { end(Stream::Tcp(tcp), &error.bytes()).await });
+        }
+        // The client is gone already.
+        (Err(_), _) => {}
     }
 }

@@ -157,26 +157,41 @@ async fn a_held_gate_holds_requests_and_a_remote_one_gives_them_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn results_wait_for_the_lease() {
-    let postgres = Postgres::start().await;
+    let (first, second) = (Postgres::start().await, Postgres::start().await);
     for entry in [1, 2] {
         let cluster = Cluster::start().await;
-        cluster.open(1, &postgres);
+        cluster.open(1, &first);
         let client = soon(cluster.connect(entry)).await;
-        cluster.gate(1).set_lease(lease_for(Duration::from_millis(1)));
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        let asking = tokio::spawn(async move { (number(&client, "select 6").await, client) });
-        tokio::time::sleep(Duration::from_millis(400)).await;
-        assert!(!asking.is_finished(), "a lapsed lease holds results back");
+        // The lease lapses while the statement runs.
+        let asking = async |client: tokio_postgres::Client, lease: u64| {
+            cluster.gate(1).set_lease(OPEN_LEASE);
+            let asking = tokio::spawn(async move { (number(&client, "select 6 from pg_sleep(0.3)").await, client) });
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            cluster.gate(1).set_lease(lease);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            assert!(!asking.is_finished(), "a lapsed lease holds results back");
+            asking
+        };
+        let held = asking(client, lease_for(Duration::from_millis(1))).await;
         cluster.gate(1).set_lease(lease_for(60 * SECOND));
-        let (answer, client) = soon(asking).await.unwrap();
+        let (answer, client) = soon(held).await.unwrap();
         assert_eq!(answer.unwrap(), 6);
         // Held results of a gate that closes are never seen.
-        cluster.gate(1).drop_lease();
-        let asking = tokio::spawn(async move { number(&client, "select 6").await });
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        assert!(!asking.is_finished());
+        let held = asking(client, 0).await;
         cluster.gate(1).close("fenced");
-        assert_eq!(code(&soon(asking).await.unwrap().unwrap_err()), "57P01");
+        assert_eq!(code(&soon(held).await.unwrap().0.unwrap_err()), "57P01");
+    }
+    for entry in [1, 2] {
+        let cluster = Cluster::start().await;
+        cluster.open(1, &first);
+        let client = soon(cluster.connect(entry)).await;
+        // A request that comes when the lease has lapsed has not begun: another primary answers it.
+        cluster.gate(1).drop_lease();
+        let asking = tokio::spawn(async move { number(&client, "select 7").await });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!asking.is_finished());
+        fail_over(&cluster, 2, &second, true).await;
+        assert_eq!(soon(asking).await.unwrap().unwrap(), 7);
     }
 }
 

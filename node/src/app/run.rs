@@ -34,9 +34,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let verifier = quorate_proxy::scram::verifier(&password).parse().map_err(anyhow::Error::msg)?;
     let operator = AdminOperator { user: config.admin.user.clone(), verifier };
 
+    std::fs::create_dir_all(&config.data_dir)?;
+    std::fs::write(config.data_dir.join("pid"), crate::demo::pid_line(std::process::id()))?;
     let app = start(plan(&config)?, stop.clone()).await?;
     let server = AdminServer::new(app.operator.clone(), operator, Some(client_tls(&config.tls_dir)?));
     tokio::spawn(server.serve(admin, stop.clone()));
+    tokio::spawn(crate::metrics::follow(app.operator.clone(), stop.clone()));
     ready.store(true, Ordering::Release);
     tracing::info!(node = config.name, client = %config.listen.client, admin = %config.listen.admin, "serving");
     stop.cancelled().await;
@@ -78,10 +81,12 @@ fn client_tls(directory: &Path) -> anyhow::Result<Arc<rustls::ServerConfig>> {
         CertificateDer::pem_file_iter(directory.join("node.pem"))?.collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_file(directory.join("node.key"))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(certificates, key)?;
+    // Clients that begin with TLS at once name the protocol (PostgreSQL documentation, "SSL Session Encryption").
+    config.alpn_protocols = vec![b"postgresql".to_vec()];
     Ok(Arc::new(config))
 }
 

@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::Args;
 use layout::Layout;
 use nodes::Nodes;
+pub use nodes::pid_line;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
@@ -50,7 +51,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         nodes.wait_ready(&layout).await?;
         progress("all nodes are ready");
         setup::bring_up(&layout, &progress).await?;
-        nodes.write_json(&layout)
+        nodes.write_json(&layout)?;
+        Ok(true)
     };
     let outcome = tokio::select! {
         ready = tokio::time::timeout(START_LIMIT, ready) => match ready {
@@ -61,12 +63,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
                 directory.display()
             )),
         },
-        _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted")),
-        _ = terminate.recv() => Err(anyhow::anyhow!("terminated")),
+        _ = interrupt.recv() => Ok(false),
+        _ = terminate.recv() => Ok(false),
     };
-    if let Err(error) = outcome {
-        nodes.stop().await;
-        return Err(error);
+    match outcome {
+        Ok(true) => {}
+        stopped => {
+            nodes.stop().await;
+            return stopped.map(|_| ());
+        }
     }
     progress("the database is open");
     println!("{}", setup::welcome(&layout, &nodes));
@@ -85,6 +90,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     progress("stopping");
     nodes.stop().await;
+    // Nodes that were started again by hand belong to the demo as well.
+    nodes::end_former(&layout, &progress).await?;
     progress("stopped; the data stays");
     Ok(())
 }

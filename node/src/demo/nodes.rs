@@ -51,7 +51,7 @@ impl Nodes {
             }
             let mut child = spawn_on_main(command)?;
             let pid = child.id().context("the node ended at once")?;
-            fs::write(home.join("pid"), format!("{pid} {}\n", start_time(pid).unwrap_or(0)))?;
+            fs::write(home.join("pid"), pid_line(pid))?;
             pids.push((config.name.clone(), pid));
             let (sender, name) = (sender.clone(), config.name.clone());
             running.spawn(async move {
@@ -172,6 +172,11 @@ fn spawn_on_main(mut command: Command) -> std::io::Result<Child> {
     command.spawn()
 }
 
+/// A pid file's line: the number alone could be somebody else's by the time it is read.
+pub fn pid_line(pid: u32) -> String {
+    format!("{pid} {}\n", start_time(pid).unwrap_or(0))
+}
+
 /// Field 22 of /proc/PID/stat: tells a process from a later one with the same number.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -187,7 +192,8 @@ fn former(directory: &Path) -> Vec<u32> {
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
     entries
         .flatten()
-        .filter_map(|e| fs::read_to_string(e.path().join("pid")).ok())
+        .flat_map(|e| [e.path().join("pid"), e.path().join("data/pid")])
+        .filter_map(|path| fs::read_to_string(path).ok())
         .filter_map(|text| {
             let (pid, started) = text.trim().split_once(' ')?;
             let pid: u32 = pid.parse().ok()?;

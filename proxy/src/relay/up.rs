@@ -10,7 +10,7 @@ use tokio::io::AsyncWrite;
 
 /// Messages with a text to be guarded are seen whole if that is possible.
 fn is_read_whole(tag: u8) -> bool {
-    matches!(tag, b'Q' | b'P' | b'B')
+    matches!(tag, b'Q' | b'P' | b'B' | b'F')
 }
 
 impl Relay {
@@ -95,10 +95,17 @@ impl Relay {
         (self.parking || self.paused) && self.tracker.is_idle()
     }
 
+    /// Whether the server may get what the client sends. Between transactions also the lease is asked for: without it
+    /// no result could leave, and a request that has not begun can still go to another primary. (What guards
+    /// results is the check at their way out.)
     #[inline]
-    fn may_judge_up(&self) -> bool {
-        let entered = self.server.as_ref().is_some_and(|s| s.pass.as_ref().is_none_or(|p| p.may_enter()));
-        entered && !self.begins_nothing()
+    fn may_judge_up(&mut self) -> bool {
+        if self.begins_nothing() {
+            return false;
+        }
+        let idle = self.tracker.is_idle();
+        let Some(server) = &mut self.server else { return false };
+        server.pass.as_mut().is_none_or(|p| if idle { p.may_leave() } else { p.may_enter() })
     }
 
     /// Judges what the client sent, as far as it may go to the server now.
@@ -149,6 +156,7 @@ impl Relay {
             (_, b'Q') => read_text(body),
             (_, b'P') => read_text(c_string(body).map_or(body, |(_, text)| text)),
             (_, b'B') if self.tracker.watches_binds() => (Marks::default(), guard::mentions_synchronous_commit(body)),
+            (_, b'F') => (Marks::default(), guard::mentions_synchronous_commit(body)),
             _ => (Marks::default(), false),
         };
         let quiet = self.tracker.is_quiet();
@@ -190,7 +198,7 @@ impl Relay {
             return false;
         }
         self.replay.whole = false;
-        let has_text = matches!(header.tag, b'Q' | b'P') || (header.tag == b'B' && self.tracker.watches_binds());
+        let has_text = matches!(header.tag, b'Q' | b'P' | b'F') || (header.tag == b'B' && self.tracker.watches_binds());
         self.streamed = (self.role == Role::Entry && has_text).then(StreamedText::default);
         self.up.begin_large(header);
         true

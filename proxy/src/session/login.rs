@@ -23,6 +23,7 @@ use quorate_transport::{Service, decode, encode};
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
 
 /// Bytes of the server's nonce, before base64; as PostgreSQL.
@@ -58,8 +59,8 @@ impl From<std::io::Error> for Refusal {
     }
 }
 
-/// Serves one connection from its first byte to its last.
-pub async fn serve(shared: Arc<Shared>, tcp: TcpStream) {
+/// Serves one connection from its first byte to its last. `login` is its place among those that log in.
+pub async fn serve(shared: Arc<Shared>, tcp: TcpStream, login: OwnedSemaphorePermit) {
     let Some((stream, startup)) = greet(&shared, tcp).await else { return };
     // The relay reads ahead, so the client's stream is in it from here on.
     let slot = Arc::new(Slot::default());
@@ -68,6 +69,7 @@ pub async fn serve(shared: Arc<Shared>, tcp: TcpStream) {
         outcome = log_in(&shared, &mut relay, startup) => outcome,
         () = shared.stop.cancelled() => Err(super::stopping().into()),
     };
+    drop(login);
     match outcome {
         Ok(made) => Session::new(shared, relay, made).run().await,
         Err(Refusal::Gone) => {}

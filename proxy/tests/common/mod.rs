@@ -53,13 +53,13 @@ fn give_to_postgres(path: &Path) {
     }
 }
 
-const TEMPLATE: &str = "qp-template-";
+const TEMPLATE_PREFIX: &str = "qp-template-";
 
 /// A template lives as long as its process; those of earlier ones are in nobody's way but the disk's.
 fn remove_left_templates() {
     for entry in std::fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
         let name = entry.file_name();
-        let Some(pid) = name.to_str().and_then(|n| n.strip_prefix(TEMPLATE)) else { continue };
+        let Some(pid) = name.to_str().and_then(|n| n.strip_prefix(TEMPLATE_PREFIX)) else { continue };
         if !Path::new("/proc").join(pid).exists() {
             let _ = std::fs::remove_dir_all(entry.path());
         }
@@ -71,7 +71,7 @@ fn template() -> &'static Path {
     static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
     TEMPLATE.get_or_init(|| {
         remove_left_templates();
-        let path = std::env::temp_dir().join(format!("{TEMPLATE}{}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("{TEMPLATE_PREFIX}{}", std::process::id()));
         std::fs::create_dir(&path).unwrap();
         give_to_postgres(&path);
         let data = path.join("data");

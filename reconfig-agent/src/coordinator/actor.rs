@@ -421,10 +421,6 @@ impl Actor {
                 if let Some(laps) = self.laps.remove(&id) {
                     event.steps = laps.steps().to_vec();
                 }
-                for step in &event.steps {
-                    metrics::histogram!("quorate_failover_seconds", "phase" => step.name.clone())
-                        .record(step.micros as f64 / 1e6);
-                }
             }
         }
         tracing::info!(database = event.target, event = event.kind.name(), %epoch, reason = event.reason, ?change, "recorded");

@@ -15,7 +15,6 @@ use super::session::{Purpose, Session, lock, within};
 use super::sync_names::SyncNames;
 use super::{Inner, Instance};
 use quorate_model::{Epoch, Lsn};
-use rustix::process::Signal;
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
@@ -70,11 +69,13 @@ impl Inner {
     async fn set_sync_names(self: &Arc<Self>, names: &str) -> Result<(), InstanceError> {
         const WHAT: &str = "setting the sync names";
         let _in_order = self.reconfiguring.lock().await;
-        let postmaster = lock(&self.postmaster).clone().ok_or(InstanceError::NotRunning)?;
+        if !self.process.borrow().is_live() {
+            return Err(InstanceError::NotRunning);
+        }
         let (inner, wanted) = (self.clone(), names.to_owned());
         *lock(&self.sync_names) = names.to_owned();
         blocking(WHAT, move || inner.settings(&wanted).write_daemon_file(&inner.user)).await?;
-        postmaster.signal(Signal::HUP);
+        self.reload();
         loop {
             // A new session has what the postmaster has.
             let session = self.sessions.fresh(Purpose::Quick, SYNC_NAMES_DEADLINE).await?;

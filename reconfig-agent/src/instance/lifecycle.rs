@@ -7,6 +7,7 @@ use super::session::{lock, within};
 use super::settings::Settings;
 use super::{Inner, Instance, StopMode, orphan};
 use quorate_model::configuration::SENTINEL_SYNC_NAMES;
+use rustix::process::Signal;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -114,6 +115,13 @@ impl Inner {
             limits: &self.limits,
             version: self.pg.version(),
             sync_names,
+        }
+    }
+
+    /// Makes the server read its configuration again.
+    pub fn reload(&self) {
+        if let Some(postmaster) = &*lock(&self.postmaster) {
+            postmaster.signal(Signal::HUP);
         }
     }
 

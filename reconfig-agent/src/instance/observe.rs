@@ -55,6 +55,14 @@ struct Size {
 pub struct TimelineCache(Mutex<Timeline>);
 
 impl TimelineCache {
+    pub fn seen(&self) -> Timeline {
+        *lock(&self.0)
+    }
+
+    pub fn see(&self, timeline: Timeline) {
+        *lock(&self.0) = timeline;
+    }
+
     pub fn clear(&self) {
         *lock(&self.0) = Timeline::default();
     }
@@ -106,18 +114,14 @@ impl Inner {
                 pg_is_in_recovery(), pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), \
                 CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_flush_lsn() END, \
                 CASE WHEN pg_is_in_recovery() THEN NULL \
-                     ELSE pg_walfile_name(pg_current_wal_flush_lsn()) END, \
-                (SELECT received_tli FROM pg_stat_wal_receiver), \
-                (SELECT timeline_id FROM pg_control_checkpoint()) \
+                     ELSE pg_walfile_name(pg_current_wal_flush_lsn()) END \
             FROM quorate.epoch";
         let row = self.sessions.row(WHAT, ROW, QUICK).await?;
         let in_recovery = row.is_true(3)?;
         let (receive_lsn, replay_lsn) = (row.maybe(4)?, row.maybe(5)?);
         let (flush_lsn, timeline) = if in_recovery {
-            let received = row.maybe(8)?.map(Timeline);
-            let checkpointed = Timeline(row.get(9)?);
-            let timeline = self.standby_timeline(received, checkpointed).await?;
-            (receive_lsn.max(replay_lsn).unwrap_or_default(), timeline)
+            let farthest = receive_lsn.max(replay_lsn).unwrap_or_default();
+            (farthest, self.replayed_timeline().await?)
         } else {
             (row.lsn(6)?, timeline_of(&row, 7)?)
         };
@@ -130,23 +134,6 @@ impl Inner {
             epoch: epoch_of(&row, 0)?,
             size_bytes: self.size(),
         })
-    }
-
-    /// Replay is at the timeline of the last restartpoint or later, and no later than that of its stream: where the
-    /// two agree nothing is asked.
-    async fn standby_timeline(
-        self: &Arc<Self>,
-        received: Option<Timeline>,
-        checkpointed: Timeline,
-    ) -> Result<Timeline, InstanceError> {
-        let known = *lock(&self.timeline.0);
-        let floor = known.max(checkpointed);
-        if received == Some(floor) && !self.paths.promoting.exists() {
-            return Ok(floor);
-        }
-        let exact = self.replayed_timeline().await?;
-        *lock(&self.timeline.0) = exact;
-        Ok(exact)
     }
 
     /// The size as last measured; measures it again in the background when that is long ago.

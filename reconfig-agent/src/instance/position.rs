@@ -25,6 +25,9 @@ use std::time::Duration;
 /// A fence waits for this answer; one that takes longer is asked for again.
 pub const POSITION_DEADLINE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(1);
+/// Replay that is behind for this many looks may be asleep until its next attempt to stream
+/// (`wal_retrieve_retry_interval`): a reload, which changes nothing, wakes it.
+const WAKE_AFTER_LOOKS: u32 = 8;
 const WHAT: &str = "finding the end of the log";
 
 /// In the order in which the values are needed: a receiver that is gone has flushed before. `waiting` is a
@@ -56,10 +59,10 @@ enum Look {
     More { replay: Lsn, receive: Lsn },
 }
 
-fn judge(attached: bool, receive: Option<Lsn>, replay: Option<Lsn>) -> Look {
-    match (attached, receive, replay) {
-        (false, Some(receive), Some(replay)) if replay >= receive => Look::End(replay),
-        (false, Some(receive), Some(replay)) => Look::More { replay, receive },
+fn judge(detached: bool, receive: Option<Lsn>, replay: Option<Lsn>) -> Look {
+    match (detached, receive, replay) {
+        (true, Some(receive), Some(replay)) if replay >= receive => Look::End(replay),
+        (true, Some(receive), Some(replay)) => Look::More { replay, receive },
         _ => Look::NotYet,
     }
 }
@@ -67,9 +70,9 @@ fn judge(attached: bool, receive: Option<Lsn>, replay: Option<Lsn>) -> Look {
 impl Inner {
     async fn position(self: &Arc<Self>) -> Result<Position, InstanceError> {
         let session = self.answering().await?;
-        let standby = session.row(WHAT, LOOK).await?.is_true(0)?;
-        let position = if standby {
-            self.standby_position(&session).await?
+        let first = session.row(WHAT, LOOK).await?;
+        let position = if first.is_true(0)? {
+            self.standby_position(&session, !first.is_true(1)?).await?
         } else {
             self.primary_position(&session).await?
         };
@@ -92,53 +95,72 @@ impl Inner {
         }
     }
 
-    async fn standby_position(self: &Arc<Self>, session: &Session) -> Result<Position, InstanceError> {
-        let lsn = self.end_of_log(session).await?;
+    async fn standby_position(
+        self: &Arc<Self>,
+        session: &Session,
+        detached: bool,
+    ) -> Result<Position, InstanceError> {
+        let lsn = self.end_of_log(session, detached).await?;
         let (epoch, timeline) =
             tokio::join!(session.row(WHAT, EPOCH_ROW), self.replayed_timeline());
         Ok(Position { epoch: epoch_of(&epoch?, 0)?, lsn, timeline: timeline? })
     }
 
-    async fn end_of_log(&self, session: &Session) -> Result<Lsn, InstanceError> {
-        // The positions are taken from a look after the one that saw the receiver gone.
-        let mut detached_before = false;
-        loop {
-            let row = session.row(WHAT, LOOK).await?;
-            let attached = row.is_true(1)?;
-            match judge(attached || !detached_before, row.maybe(2)?, row.maybe(3)?) {
-                Look::End(lsn) => return Ok(lsn),
-                Look::More { replay, receive } => {
-                    let pg_wal = self.paths.data.join("pg_wal");
-                    let tail = blocking(WHAT, move || tail(&pg_wal, replay, receive)).await?;
-                    match tail {
-                        Tail::Partial => return Ok(replay),
-                        Tail::Invalid => {
-                            tracing::warn!(database = %self.database, replica = %self.replica, %replay, %receive, "no record follows the last replayed one");
-                            return Ok(replay);
-                        }
-                        Tail::Whole { .. } => {}
-                    }
-                }
-                Look::NotYet if !attached && !detached_before => {
-                    detached_before = true;
-                    continue;
-                }
-                Look::NotYet => {}
+    /// The positions are taken from a look after the one that saw the receiver gone.
+    async fn end_of_log(
+        &self,
+        session: &Session,
+        mut detached: bool,
+    ) -> Result<Lsn, InstanceError> {
+        for look in 0u32.. {
+            if look == WAKE_AFTER_LOOKS {
+                self.reload();
             }
-            detached_before = !attached;
-            tokio::time::sleep(POLL).await;
+            let row = session.row(WHAT, LOOK).await?;
+            let was_detached = detached;
+            detached = !row.is_true(1)?;
+            match judge(was_detached && detached, row.maybe(2)?, row.maybe(3)?) {
+                Look::End(lsn) => return Ok(lsn),
+                Look::More { replay, receive } if self.is_last(replay, receive).await? => {
+                    return Ok(replay);
+                }
+                // Nothing to wait for: the next look counts.
+                Look::NotYet if detached && !was_detached => continue,
+                Look::More { .. } | Look::NotYet => tokio::time::sleep(POLL).await,
+            }
+        }
+        Err(InstanceError::Timeout { what: WHAT, after: POSITION_DEADLINE })
+    }
+
+    /// Whether replay cannot pass what follows the last replayed record.
+    async fn is_last(&self, replay: Lsn, receive: Lsn) -> Result<bool, InstanceError> {
+        let pg_wal = self.paths.data.join("pg_wal");
+        match blocking(WHAT, move || tail(&pg_wal, replay, receive)).await? {
+            Tail::Whole { .. } => Ok(false),
+            Tail::Partial => Ok(true),
+            Tail::Invalid => {
+                tracing::warn!(database = %self.database, replica = %self.replica, %replay, %receive, "no record follows the last replayed one");
+                Ok(true)
+            }
         }
     }
 
-    /// The timeline of the last replayed record. After a promotion that did not reach its end, the timeline that
-    /// it chose is in files, perhaps not yet in a record: then the highest in pg_wal is told, so that the replica
-    /// counts as having left the history.
+    /// The timeline of the last replayed record: at least the one that replay was seen on before, at most the
+    /// highest that pg_wal knows. Where the two agree nobody is asked.
+    ///
+    /// After a promotion that did not reach its end, the timeline that it chose is in files, perhaps not yet in a
+    /// record: then the highest is told, so that the replica counts as having left the history.
     pub async fn replayed_timeline(self: &Arc<Self>) -> Result<Timeline, InstanceError> {
-        if self.paths.promoting.exists() {
-            let pg_wal = self.paths.data.join("pg_wal");
-            return blocking(WHAT, move || highest_timeline(&pg_wal)).await;
+        let pg_wal = self.paths.data.join("pg_wal");
+        let promoting = self.paths.promoting.clone();
+        let (highest, mid_promotion) =
+            blocking(WHAT, move || Ok((highest_timeline(&pg_wal)?, promoting.exists()))).await?;
+        if mid_promotion || self.timeline.seen() == highest {
+            return Ok(highest);
         }
-        identify::timeline(&self.paths.sockets).await
+        let exact = identify::timeline(&self.paths.sockets).await?;
+        self.timeline.see(exact);
+        Ok(exact)
     }
 
     /// The log's end first, then the epoch: so every row up to that end is seen. The row is committed without
@@ -212,11 +234,11 @@ mod tests {
 
     #[test]
     fn nothing_is_known_before_the_log_was_read_to_its_end() {
-        assert_eq!(judge(false, None, Some(Lsn(100))), Look::NotYet);
-        assert_eq!(judge(true, Some(Lsn(90)), Some(Lsn(100))), Look::NotYet);
-        assert_eq!(judge(false, Some(Lsn(90)), Some(Lsn(100))), Look::End(Lsn(100)));
+        assert_eq!(judge(true, None, Some(Lsn(100))), Look::NotYet);
+        assert_eq!(judge(false, Some(Lsn(90)), Some(Lsn(100))), Look::NotYet);
+        assert_eq!(judge(true, Some(Lsn(90)), Some(Lsn(100))), Look::End(Lsn(100)));
         assert_eq!(
-            judge(false, Some(Lsn(110)), Some(Lsn(100))),
+            judge(true, Some(Lsn(110)), Some(Lsn(100))),
             Look::More { replay: Lsn(100), receive: Lsn(110) }
         );
     }

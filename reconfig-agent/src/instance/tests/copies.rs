@@ -1,7 +1,7 @@
 //! Making copies, and where their logs end.
 
 use super::fixture::*;
-use crate::instance::{InstanceError, Paths, StopMode};
+use crate::instance::{InstanceError, Paths, SOCKET_NAME, StopMode};
 use quorate_model::configuration::SENTINEL_SYNC_NAMES;
 use quorate_model::{Epoch, Lsn, ReplicaId, Timeline};
 use std::os::unix::fs::PermissionsExt;
@@ -209,6 +209,24 @@ async fn a_promoted_standby_commits_with_the_other() {
     timed("set_sync_names (primary)", first.set_sync_names("ANY 1 (r1, r3)")).await.unwrap();
     assert!(matches!(first.set_sync_names("").await, Err(InstanceError::BadSyncNames(_))));
     stop(&primary).await;
+}
+
+/// The tunnel keeps a walreceiver waiting while there is no primary: neither a position nor a promotion waits too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_held_is_in_nobodys_way() {
+    let world = World::new();
+    let primary = world.primary(1).await;
+    let (standby, relay) = world.standby(2, &primary).await;
+    caught_up(&standby, &primary).await;
+    relay.cut();
+    let listener = tokio::net::UnixListener::bind(standby.paths().tunnel.join(SOCKET_NAME)).unwrap();
+    let everybody = std::fs::Permissions::from_mode(0o777);
+    std::fs::set_permissions(standby.paths().tunnel.join(SOCKET_NAME), everybody).unwrap();
+    let (_held, _) = tokio::time::timeout(WAIT, listener.accept()).await.unwrap().unwrap();
+    let end = timed("position (stream held)", standby.position()).await.unwrap();
+    assert_eq!(standby.position().await.unwrap(), end);
+    let promoted = timed("promote (stream held)", standby.promote()).await.unwrap();
+    assert_eq!(promoted.lsn, end.lsn);
 }
 
 /// The history is in files, and no record bears it: the replica says that it left its timeline.
