@@ -30,6 +30,10 @@ async fn one_stopped(cluster: &Cluster, ledger: &Ledger) -> anyhow::Result<()> {
     let stopped = nemesis::stop_instances(view.secondaries().take(1))?;
     ledger.progress(200, Duration::from_secs(20)).await?;
     read_everywhere(cluster).await?;
+    // Long enough for the agent to take it out of the configuration: nothing may stop then either.
+    tokio::time::sleep(WATCH).await;
+    ledger.progress(200, Duration::from_secs(20)).await?;
+    read_everywhere(cluster).await?;
     ensure!(stopped.broken().is_empty(), "the pause did not hold: {:?}", stopped.broken());
     stopped.undo()
 }

@@ -194,3 +194,44 @@ async fn statements_that_weaken_commits_are_refused_in_their_place() {
         assert_eq!(code(&soon(connect(&config)).await.err().unwrap()), "0A000");
     }
 }
+
+/// libpq through psql, with TLS and without.
+#[tokio::test(flavor = "multi_thread")]
+async fn psql_connects_with_and_without_tls() {
+    use quorate_transport::authority::Authority;
+    use rustls_pki_types::pem::PemObject;
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+    let postgres = Postgres::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::create(&directory.path().join("ca")).unwrap();
+    authority.issue(quorate_model::NodeId(1), directory.path()).unwrap();
+    let chain = CertificateDer::pem_file_iter(directory.path().join("node.pem")).unwrap().flatten().collect();
+    let key = PrivateKeyDer::from_pem_file(directory.path().join("node.key")).unwrap();
+    let tls = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap();
+    let tls = std::sync::Arc::new(tls);
+    let plain = Cluster::start().await;
+    let secure = Cluster::with(|c| c.tls = Some(std::sync::Arc::clone(&tls))).await;
+    plain.open(1, &postgres);
+    secure.open(1, &postgres);
+    for (cluster, mode, node) in [(&plain, "prefer", 1), (&secure, "require", 1), (&secure, "require", 2)] {
+        let port = cluster.nodes[node - 1].proxy.address().port();
+        let url = format!("postgresql://demo@127.0.0.1:{port}/app?sslmode={mode}");
+        let script = "select repeat('z', 200000);\nselect 'ssl', 40 + 2;\n\\copy (select generate_series(1, 3)) to stdout\n";
+        let output = tokio::task::spawn_blocking(move || {
+            let mut psql = std::process::Command::new(bin("psql"))
+                .args(["-XAt", "-v", "ON_ERROR_STOP=1", &url])
+                .env("PGPASSWORD", "demo")
+                .stdin(std::process::Stdio::piped())
+                .stdout(std::process::Stdio::piped())
+                .stderr(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            std::io::Write::write_all(&mut psql.stdin.take().unwrap(), script.as_bytes()).unwrap();
+            psql.wait_with_output().unwrap()
+        });
+        let output = soon(output).await.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(text.ends_with("ssl|42\n1\n2\n3\n") && text.len() > 200_000, "{}", text.len());
+    }
+}

@@ -163,21 +163,25 @@ async fn results_wait_for_the_lease() {
         cluster.open(1, &first);
         let client = soon(cluster.connect(entry)).await;
         // The lease lapses while the statement runs.
-        let asking = async |client: tokio_postgres::Client, lease: u64| {
-            cluster.gate(1).set_lease(OPEN_LEASE);
-            let asking = tokio::spawn(async move { (number(&client, "select 6 from pg_sleep(0.3)").await, client) });
+        let lapse = async |lease: u64| {
             tokio::time::sleep(Duration::from_millis(100)).await;
             cluster.gate(1).set_lease(lease);
             tokio::time::sleep(Duration::from_millis(500)).await;
-            assert!(!asking.is_finished(), "a lapsed lease holds results back");
-            asking
         };
-        let held = asking(client, lease_for(Duration::from_millis(1))).await;
+        let ask = |client: tokio_postgres::Client| {
+            cluster.gate(1).set_lease(OPEN_LEASE);
+            tokio::spawn(async move { (number(&client, "select 6 from pg_sleep(0.3)").await, client) })
+        };
+        let held = ask(client);
+        lapse(lease_for(Duration::from_millis(1))).await;
+        assert!(!held.is_finished(), "a lapsed lease holds results back");
         cluster.gate(1).set_lease(lease_for(60 * SECOND));
         let (answer, client) = soon(held).await.unwrap();
         assert_eq!(answer.unwrap(), 6);
         // Held results of a gate that closes are never seen.
-        let held = asking(client, 0).await;
+        let held = ask(client);
+        lapse(0).await;
+        assert!(!held.is_finished());
         cluster.gate(1).close("fenced");
         assert_eq!(code(&soon(held).await.unwrap().0.unwrap_err()), "57P01");
     }

@@ -177,10 +177,16 @@ pub fn pid_line(pid: u32) -> String {
     format!("{pid} {}\n", start_time(pid).unwrap_or(0))
 }
 
-/// Field 22 of /proc/PID/stat: tells a process from a later one with the same number.
+/// Field 22 of /proc/PID/stat: tells a process from a later one with the same number. A process that has ended and
+/// waits for its parent counts as gone.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?;
+    if state == "Z" {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
 }
 
 fn is_quorate(pid: u32) -> bool {

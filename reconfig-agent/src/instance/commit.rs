@@ -33,8 +33,7 @@ impl Instance {
     /// walsenders that exist obey it in their own time (R2).
     pub async fn set_sync_names(&self, names: &str) -> Result<(), InstanceError> {
         SyncNames::parse(names)?;
-        within("setting the sync names", SYNC_NAMES_DEADLINE, self.inner.set_sync_names(names))
-            .await
+        within("setting the sync names", SYNC_NAMES_DEADLINE, self.inner.set_sync_names(names)).await
     }
 
     /// Writes the epoch row and passes a barrier behind it: what lets a gate open (I6). Returns a position that the
@@ -58,10 +57,8 @@ impl Instance {
 
     /// Returns a position that the quorum holds: every commit that returned before this call is before it.
     pub async fn barrier(&self, deadline: Duration) -> Result<Lsn, InstanceError> {
-        within(BARRIER, deadline, async {
-            Waiter::open(&self.inner, deadline).await?.pass(BARRIER).await
-        })
-        .await
+        within(BARRIER, deadline, async { Waiter::open(&self.inner, deadline).await?.pass(BARRIER).await })
+            .await
     }
 }
 

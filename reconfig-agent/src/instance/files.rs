@@ -43,8 +43,7 @@ pub fn replace(
     let temporary = path.with_extension("tmp");
     remove(&temporary)?;
     let write = || {
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(text.as_bytes())?;
         if let Some(owner) = owner {
             owner.own_file(&file)?;

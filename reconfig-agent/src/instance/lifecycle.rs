@@ -31,11 +31,7 @@ impl Instance {
             process::launch(&self.inner).await?;
         }
         self.inner.wait_until_answering(START_DEADLINE).await?;
-        if self.inner.is_in_recovery(QUICK).await? {
-            Ok(())
-        } else {
-            Err(InstanceError::AlreadyRunning)
-        }
+        if self.inner.is_in_recovery(QUICK).await? { Ok(()) } else { Err(InstanceError::AlreadyRunning) }
     }
 
     /// Stops the instance, by force when it does not stop within `deadline`. Not running is fine.
@@ -88,14 +84,12 @@ impl Inner {
             files::remove(&signal("recovery.signal"))?;
             files::remove(&signal("promote"))?;
             match role {
-                Role::Standby => {
-                    files::replace(
-                        &signal("standby.signal"),
-                        "",
-                        files::Durability::Durable,
-                        Some(&inner.user),
-                    )
-                }
+                Role::Standby => files::replace(
+                    &signal("standby.signal"),
+                    "",
+                    files::Durability::Durable,
+                    Some(&inner.user),
+                ),
                 Role::FirstPrimary => files::remove(&signal("standby.signal")),
             }
         })

@@ -32,9 +32,9 @@ impl Postgres {
     /// `explicit`, else `QUORATE_PG_BIN`, else the first usable directory of PATH, else the newest installed one.
     /// A directory that was named and cannot be used is an error, never passed over.
     pub fn locate(explicit: Option<&Path>) -> Result<Arc<Postgres>, LocateError> {
-        let named = explicit.map(Path::to_owned).or_else(|| {
-            std::env::var_os(VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from)
-        });
+        let named = explicit
+            .map(Path::to_owned)
+            .or_else(|| std::env::var_os(VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from));
         if let Some(directory) = named {
             return inspect(&directory)
                 .map(Arc::new)
@@ -63,12 +63,10 @@ impl Postgres {
 
 /// `/usr/lib/postgresql/<major>/bin` as Debian lays it out, and `/usr/pgsql-<major>/bin` of the PGDG's RPMs.
 fn installed() -> Vec<PathBuf> {
-    let children = |parent: &str| {
-        std::fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path())
-    };
-    let rpm = children("/usr").filter(|path| {
-        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("pgsql-"))
-    });
+    let children =
+        |parent: &str| std::fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path());
+    let rpm = children("/usr")
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("pgsql-")));
     children("/usr/lib/postgresql").chain(rpm).map(|path| path.join("bin")).collect()
 }
 
@@ -85,8 +83,7 @@ fn inspect(directory: &Path) -> Result<Postgres, String> {
         .output()
         .map_err(|e| format!("postgres --version: {e}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let version =
-        Version::parse(&text).ok_or_else(|| "postgres --version says nothing known".to_owned())?;
+    let version = Version::parse(&text).ok_or_else(|| "postgres --version says nothing known".to_owned())?;
     if version.major < OLDEST_MAJOR {
         return Err(format!("PostgreSQL {version} is too old, {OLDEST_MAJOR} or newer is needed"));
     }

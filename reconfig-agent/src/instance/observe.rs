@@ -178,9 +178,7 @@ impl Inner {
         }
         for name in names.difference(&present) {
             let name = quote_literal(name);
-            statements.push(format!(
-                "SELECT pg_create_physical_replication_slot({name}, {reserve})"
-            ));
+            statements.push(format!("SELECT pg_create_physical_replication_slot({name}, {reserve})"));
         }
         for statement in statements {
             self.sessions.rows(WHAT, &statement, SLOTS_DEADLINE).await?;

@@ -25,8 +25,10 @@ pub fn clear(paths: &Paths) -> Result<(), InstanceError> {
     let postmaster = postmaster_pid(&data);
     if let Some(pid) = postmaster.filter(|pid| works_on(*pid, &data)) {
         tracing::warn!(pid, data = %data.display(), "a postmaster of an earlier daemon is stopped");
-        signal(pid, Signal::QUIT);
-        wait_until_gone(&data, QUIT_GRACE, &[]);
+        if !u32::try_from(pid).is_ok_and(is_stopped) {
+            signal(pid, Signal::QUIT);
+            wait_until_gone(&data, QUIT_GRACE, &[]);
+        }
     }
     let left = wait_until_gone(&data, KILL_GRACE, &[Signal::KILL]);
     if !left.is_empty() {
@@ -41,6 +43,16 @@ pub fn kill_all(data: &Path) -> Vec<i32> {
         Ok(data) => wait_until_gone(&data, KILL_GRACE, &[Signal::KILL]),
         Err(_) => Vec::new(),
     }
+}
+
+/// Stopped by a signal or a debugger: such a process reacts to nothing but SIGKILL.
+pub fn is_stopped(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    // The name of the program, in parentheses, may hold anything; the state follows it.
+    let state = stat
+        .ok()
+        .and_then(|text| text.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next()));
+    matches!(state, Some('T' | 't'))
 }
 
 /// Sends the signals to all of them until none is left, and returns who is.
@@ -72,8 +84,7 @@ fn processes_on(data: &Path) -> Vec<i32> {
 /// A zombie has neither link and does not count: it holds nothing.
 fn works_on(pid: i32, data: &Path) -> bool {
     let link = |name: &str| std::fs::read_link(format!("/proc/{pid}/{name}")).ok();
-    link("cwd").is_some_and(|cwd| cwd == data)
-        && link("exe").is_some_and(|exe| is_postgres(&exe))
+    link("cwd").is_some_and(|cwd| cwd == data) && link("exe").is_some_and(|exe| is_postgres(&exe))
 }
 
 /// A program that was replaced by an upgrade is shown with ` (deleted)` behind its name.

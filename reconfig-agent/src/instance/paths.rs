@@ -44,7 +44,9 @@ pub enum PathError {
         "the socket path {path} has {bytes} bytes and the system allows {SOCKET_PATH_LIMIT_BYTES}: use a shorter run directory"
     )]
     TooLong { path: PathBuf, bytes: usize },
-    #[error("{0:?} cannot be written into a PostgreSQL configuration: it is relative, not UTF-8, or holds a control character")]
+    #[error(
+        "{0:?} cannot be written into a PostgreSQL configuration: it is relative, not UTF-8, or holds a control character"
+    )]
     Unprintable(PathBuf),
 }
 

@@ -101,17 +101,12 @@ impl Inner {
         detached: bool,
     ) -> Result<Position, InstanceError> {
         let lsn = self.end_of_log(session, detached).await?;
-        let (epoch, timeline) =
-            tokio::join!(session.row(WHAT, EPOCH_ROW), self.replayed_timeline());
+        let (epoch, timeline) = tokio::join!(session.row(WHAT, EPOCH_ROW), self.replayed_timeline());
         Ok(Position { epoch: epoch_of(&epoch?, 0)?, lsn, timeline: timeline? })
     }
 
     /// The positions are taken from a look after the one that saw the receiver gone.
-    async fn end_of_log(
-        &self,
-        session: &Session,
-        mut detached: bool,
-    ) -> Result<Lsn, InstanceError> {
+    async fn end_of_log(&self, session: &Session, mut detached: bool) -> Result<Lsn, InstanceError> {
         for look in 0u32.. {
             if look == WAKE_AFTER_LOOKS {
                 self.reload();
@@ -167,8 +162,7 @@ impl Inner {
     /// waiting for a quorum and visible as soon as it is in the log, but for the moment in which its writer holds
     /// `epoch_writer`, or runs on after its caller gave up.
     async fn primary_position(&self, session: &Session) -> Result<Position, InstanceError> {
-        const END: &str =
-            "SELECT pg_current_wal_flush_lsn(), pg_walfile_name(pg_current_wal_flush_lsn())";
+        const END: &str = "SELECT pg_current_wal_flush_lsn(), pg_walfile_name(pg_current_wal_flush_lsn())";
         let writing = format!(
             "SELECT EXISTS (SELECT FROM pg_stat_activity \
                  WHERE application_name = '{EPOCH_WRITER}' AND state = 'active')"
@@ -213,16 +207,11 @@ fn tail(pg_wal: &Path, replay: Lsn, receive: Lsn) -> Result<Tail, InstanceError>
 
 /// The highest timeline that a segment or a history file bears. Blocking.
 fn highest_timeline(pg_wal: &Path) -> Result<Timeline, InstanceError> {
-    newest(pg_wal, |_| true)?.ok_or_else(|| InstanceError::Protocol {
-        what: WHAT,
-        detail: "pg_wal holds no segment".to_owned(),
-    })
+    newest(pg_wal, |_| true)?
+        .ok_or_else(|| InstanceError::Protocol { what: WHAT, detail: "pg_wal holds no segment".to_owned() })
 }
 
-fn newest(
-    pg_wal: &Path,
-    counts: impl Fn(&str) -> bool,
-) -> Result<Option<Timeline>, InstanceError> {
+fn newest(pg_wal: &Path, counts: impl Fn(&str) -> bool) -> Result<Option<Timeline>, InstanceError> {
     let entries = std::fs::read_dir(pg_wal).map_err(InstanceError::file("listing", pg_wal))?;
     let timeline = |name: &str| wal::timeline_of_file(name).filter(|_| counts(name));
     Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str().and_then(timeline)).max())

@@ -45,9 +45,7 @@ pub enum Process {
 impl Process {
     pub fn pid(&self) -> Option<u32> {
         match self {
-            Process::Starting { pid } | Process::Running { pid } | Process::Hung { pid } => {
-                Some(*pid)
-            }
+            Process::Starting { pid } | Process::Running { pid } | Process::Hung { pid } => Some(*pid),
             Process::Down | Process::Exited { .. } => None,
         }
     }
@@ -73,8 +71,8 @@ impl Postmaster {
             let raw = raw.ok_or(std::io::ErrorKind::InvalidInput)?;
             Ok(rustix::process::pidfd_open(raw, PidfdFlags::empty())?)
         };
-        let descriptor = open()
-            .map_err(|source| InstanceError::Spawn { program: "postgres".to_owned(), source })?;
+        let descriptor =
+            open().map_err(|source| InstanceError::Spawn { program: "postgres".to_owned(), source })?;
         Ok(Postmaster { pid, descriptor, stopping: AtomicBool::new(false) })
     }
 
@@ -83,13 +81,8 @@ impl Postmaster {
         let _ = rustix::process::pidfd_send_signal(&self.descriptor, signal);
     }
 
-    /// Stopped by a signal or a debugger: it will not react to anything but SIGKILL.
-    pub fn is_stopped(&self) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid));
-        let state = stat.ok().and_then(|text| {
-            text.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next())
-        });
-        matches!(state, Some('T' | 't'))
+    fn is_stopped(&self) -> bool {
+        orphan::is_stopped(self.pid)
     }
 }
 
@@ -105,16 +98,13 @@ impl Drop for Leash {
 /// Starts `postgres` and a task that watches it. The data directory is ready and nobody else uses it.
 pub async fn launch(inner: &Arc<Inner>) -> Result<(), InstanceError> {
     let log = open_log(&inner.paths.log)?;
-    let mut command =
-        spawn::command(&inner.pg.bin("postgres"), &inner.user, Signal::QUIT);
+    let mut command = spawn::command(&inner.pg.bin("postgres"), &inner.user, Signal::QUIT);
     command.arg("-D").arg(&inner.paths.data);
-    spawn::output_to(&mut command, &log)
-        .map_err(InstanceError::file("opening", &inner.paths.log))?;
+    spawn::output_to(&mut command, &log).map_err(InstanceError::file("opening", &inner.paths.log))?;
     let log_from = log.metadata().map(|meta| meta.len()).unwrap_or(0);
     let child = spawn::spawn(command).await?;
     let pid = child.id().ok_or(InstanceError::NotRunning)?;
-    let postmaster =
-        Arc::new(Postmaster::new(pid).inspect_err(|_| spawn::kill_group(Some(pid)))?);
+    let postmaster = Arc::new(Postmaster::new(pid).inspect_err(|_| spawn::kill_group(Some(pid)))?);
     *lock(&inner.postmaster) = Some(postmaster.clone());
     inner.timeline.clear();
     inner.process.send_replace(Process::Starting { pid });
@@ -172,9 +162,7 @@ async fn probe_forever(inner: &Arc<Inner>, postmaster: &Postmaster) -> Never {
             session = None;
         }
         let answers = !postmaster.is_stopped()
-            && tokio::time::timeout(PROBE_DEADLINE, answer(&inner.paths.sockets, &mut session))
-                .await
-                .is_ok();
+            && tokio::time::timeout(PROBE_DEADLINE, answer(&inner.paths.sockets, &mut session)).await.is_ok();
         if !answers {
             session = None;
         }
@@ -272,12 +260,7 @@ pub async fn stop(
 }
 
 /// Waits for the end; not for a process that was stopped meanwhile and cannot hear anything but SIGKILL.
-async fn ends_within(
-    inner: &Inner,
-    postmaster: &Postmaster,
-    signal: Signal,
-    grace: Duration,
-) -> bool {
+async fn ends_within(inner: &Inner, postmaster: &Postmaster, signal: Signal, grace: Duration) -> bool {
     const LOOK_INTERVAL: Duration = Duration::from_millis(100);
     let mut process = inner.process.subscribe();
     let deadline = tokio::time::Instant::now() + grace;

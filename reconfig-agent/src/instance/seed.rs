@@ -53,8 +53,7 @@ impl Instance {
 
     fn base_backup(&self, tunnel_dir: &Path) -> tokio::process::Command {
         let inner = &self.inner;
-        let mut command =
-            spawn::command(&inner.pg.bin("pg_basebackup"), &inner.user, Signal::KILL);
+        let mut command = spawn::command(&inner.pg.bin("pg_basebackup"), &inner.user, Signal::KILL);
         let connection = format!(
             "host={} port=5432 user={SUPERUSER} application_name=pg_basebackup sslmode=disable gssencmode=disable",
             conninfo_value(&tunnel_dir.to_string_lossy()),

@@ -82,8 +82,7 @@ impl Session {
 
     /// Runs statements and returns the rows of all of them.
     pub async fn rows(&self, what: &'static str, sql: &str) -> Result<Vec<Row>, InstanceError> {
-        let messages =
-            self.client.simple_query(sql).await.map_err(|e| InstanceError::sql(what, &e))?;
+        let messages = self.client.simple_query(sql).await.map_err(|e| InstanceError::sql(what, &e))?;
         let rows = messages.into_iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => {
                 let values = (0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect();
@@ -178,11 +177,7 @@ impl Sessions {
         drop(dropped);
     }
 
-    pub async fn fresh(
-        &self,
-        purpose: Purpose,
-        deadline: Duration,
-    ) -> Result<Session, InstanceError> {
+    pub async fn fresh(&self, purpose: Purpose, deadline: Duration) -> Result<Session, InstanceError> {
         within("connecting to the instance", deadline, Session::open(&self.sockets, purpose)).await
     }
 
@@ -218,12 +213,7 @@ impl Sessions {
         Ok(rows)
     }
 
-    pub async fn row(
-        &self,
-        what: &'static str,
-        sql: &str,
-        deadline: Duration,
-    ) -> Result<Row, InstanceError> {
+    pub async fn row(&self, what: &'static str, sql: &str, deadline: Duration) -> Result<Row, InstanceError> {
         let mut rows = self.rows(what, sql, deadline).await?;
         rows.pop().ok_or_else(|| InstanceError::Protocol { what, detail: "no row".to_owned() })
     }

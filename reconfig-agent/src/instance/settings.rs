@@ -1,12 +1,12 @@
 //! The configuration of an instance, as text. It is generated before every start and belongs to the daemon: what
 //! a base backup, pg_rewind or ALTER SYSTEM left behind is overwritten.
 
+use super::error::InstanceError;
 use super::files::{self, Durability};
 use super::limits::Limits;
 use super::paths::Paths;
 use super::user::OsUser;
 use super::version::Version;
-use super::error::InstanceError;
 use quorate_model::ReplicaId;
 use std::fmt::Write;
 use std::path::Path;
@@ -158,8 +158,7 @@ mod tests {
     #[test]
     #[allow(clippy::unwrap_used)]
     fn a_tunnel_path_with_quotes_survives_both_layers() {
-        let paths =
-            Paths::new(Path::new("/var/q"), Path::new("/run/o'q"), ReplicaId(9)).unwrap();
+        let paths = Paths::new(Path::new("/var/q"), Path::new("/run/o'q"), ReplicaId(9)).unwrap();
         let settings = Settings {
             paths: &paths,
             replica: ReplicaId(9),

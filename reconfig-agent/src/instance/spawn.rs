@@ -12,13 +12,15 @@ use std::io;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::OnceLock;
-use std::sync::mpsc;
 use tokio::process::{Child, Command};
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 /// Of the daemon's environment, what a program is given.
 const ENVIRONMENT: [&str; 3] = ["PATH", "LD_LIBRARY_PATH", "TZ"];
+
+/// Requests that wait for the thread; a fork takes about a millisecond.
+const QUEUE_LIMIT: usize = 64;
 
 struct Request {
     command: Command,
@@ -75,14 +77,14 @@ pub async fn spawn(command: Command) -> Result<Child, InstanceError> {
     let gone = || failed(io::Error::other("the thread that starts programs is gone"));
     let (reply, answer) = oneshot::channel();
     let request = Request { command, runtime: Handle::current(), reply };
-    spawner().map_err(failed)?.send(request).map_err(|_| gone())?;
+    spawner().map_err(failed)?.send(request).await.map_err(|_| gone())?;
     answer.await.map_err(|_| gone())?.map_err(failed)
 }
 
 fn spawner() -> io::Result<mpsc::Sender<Request>> {
     static SPAWNER: OnceLock<io::Result<mpsc::Sender<Request>>> = OnceLock::new();
     let made = SPAWNER.get_or_init(|| {
-        let (sender, requests) = mpsc::channel::<Request>();
+        let (sender, requests) = mpsc::channel::<Request>(QUEUE_LIMIT);
         std::thread::Builder::new().name("spawner".into()).spawn(move || serve(requests))?;
         Ok(sender)
     });
@@ -92,8 +94,8 @@ fn spawner() -> io::Result<mpsc::Sender<Request>> {
     }
 }
 
-fn serve(requests: mpsc::Receiver<Request>) {
-    for mut request in requests {
+fn serve(mut requests: mpsc::Receiver<Request>) {
+    while let Some(mut request) = requests.blocking_recv() {
         let _runtime = request.runtime.enter();
         let spawned = request.command.spawn();
         if let Err(Ok(orphan)) = request.reply.send(spawned) {

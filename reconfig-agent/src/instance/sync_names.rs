@@ -59,9 +59,17 @@ mod tests {
 
     #[test]
     fn nobody_and_everybody_are_refused() {
-        for bad in
-            ["", "*", "ANY 1 (*)", "ANY 0 (r1)", "ANY 2 (r1)", "ANY 1 ()", "ANY 1 (r1, r1)", "r1", "ANY 1 (\"r1\")"]
-        {
+        for bad in [
+            "",
+            "*",
+            "ANY 1 (*)",
+            "ANY 0 (r1)",
+            "ANY 2 (r1)",
+            "ANY 1 ()",
+            "ANY 1 (r1, r1)",
+            "r1",
+            "ANY 1 (\"r1\")",
+        ] {
             assert!(SyncNames::parse(bad).is_err(), "{bad}");
         }
     }

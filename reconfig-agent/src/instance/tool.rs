@@ -47,9 +47,7 @@ pub async fn run(
     running.0 = None;
     match status {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => {
-            Err(InstanceError::Tool { program, status: status.to_string(), message: text })
-        }
+        Ok(status) => Err(InstanceError::Tool { program, status: status.to_string(), message: text }),
         Err(source) => Err(InstanceError::Spawn { program: program.to_owned(), source }),
     }
 }

@@ -81,8 +81,7 @@ impl OsUser {
         let mut ancestors: Vec<&Path> = real.ancestors().collect();
         ancestors.reverse();
         for directory in ancestors {
-            let meta =
-                directory.metadata().map_err(InstanceError::file("looking at", directory))?;
+            let meta = directory.metadata().map_err(InstanceError::file("looking at", directory))?;
             if meta.is_dir() && !self.may_search(meta.uid(), meta.gid(), meta.mode()) {
                 return Err(InstanceError::Blocked {
                     user: self.name.clone(),
@@ -118,13 +117,8 @@ fn look_up_c(name: &CStr) -> Option<(u32, u32)> {
         let mut entry: libc::passwd = std::mem::zeroed();
         let mut buffer = vec![0 as libc::c_char; PASSWD_BUFFER_BYTES];
         let mut found: *mut libc::passwd = std::ptr::null_mut();
-        let failed = libc::getpwnam_r(
-            name.as_ptr(),
-            &mut entry,
-            buffer.as_mut_ptr(),
-            buffer.len(),
-            &mut found,
-        );
+        let failed =
+            libc::getpwnam_r(name.as_ptr(), &mut entry, buffer.as_mut_ptr(), buffer.len(), &mut found);
         (failed == 0 && !found.is_null()).then_some((entry.pw_uid, entry.pw_gid))
     }
 }

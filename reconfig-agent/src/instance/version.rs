@@ -20,8 +20,7 @@ impl Version {
         let number = text.split_once("(PostgreSQL)")?.1.split_whitespace().next()?;
         let mut parts = number.split('.');
         let major: String = parts.next()?.chars().take_while(char::is_ascii_digit).collect();
-        let minor: String =
-            parts.next().unwrap_or("0").chars().take_while(char::is_ascii_digit).collect();
+        let minor: String = parts.next().unwrap_or("0").chars().take_while(char::is_ascii_digit).collect();
         Some(Version { major: major.parse().ok()?, minor: minor.parse().unwrap_or(0) })
     }
 
@@ -41,7 +40,6 @@ impl Version {
         if self.major >= 17 {
             // The daemon owns the configuration; ALTER SYSTEM would be undone at the next start.
             settings.push(("allow_alter_system", "off"));
-            settings.push(("sync_replication_slots", "off"));
         }
         if self.major >= 18 {
             // Worker processes for reads cost an idle instance memory that it is not promised.

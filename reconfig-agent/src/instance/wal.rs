@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_record_crosses_pages_and_segments() {
-        assert_eq!(record_end(Lsn(0x2000_028), 100), Lsn(0x2000_028 + 100));
+        assert_eq!(record_end(Lsn(0x200_0028), 100), Lsn(0x200_008C));
         // Up to the page's end exactly, and one byte more.
         assert_eq!(record_end(Lsn(8192 + 8092), 100), Lsn(16384));
         assert_eq!(record_end(Lsn(8192 + 8092), 101), Lsn(16384 + 24 + 1));

@@ -112,11 +112,9 @@ async fn a_log_that_ends_inside_a_record_ends_before_it() {
     for round in 0..12u64 {
         // Records of about 8 kB each, sent in chunks that end at page edges.
         relay.as_ref().unwrap().budget.store(150_000 + round * 20_011, Ordering::SeqCst);
-        app.batch_execute(
-            "INSERT INTO t SELECT n, repeat('x', 7900) FROM generate_series(1, 60) n",
-        )
-        .await
-        .unwrap();
+        app.batch_execute("INSERT INTO t SELECT n, repeat('x', 7900) FROM generate_series(1, 60) n")
+            .await
+            .unwrap();
         eventually("the budget is spent", || async {
             relay.as_ref().unwrap().budget.load(Ordering::SeqCst) == 0
         })

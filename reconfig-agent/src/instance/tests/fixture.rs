@@ -127,9 +127,7 @@ pub async fn value(client: &Client, sql: &str) -> String {
     messages
         .iter()
         .find_map(|message| match message {
-            tokio_postgres::SimpleQueryMessage::Row(row) => {
-                Some(row.get(0).unwrap_or("null").to_owned())
-            }
+            tokio_postgres::SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or("null").to_owned()),
             _ => None,
         })
         .unwrap_or_default()

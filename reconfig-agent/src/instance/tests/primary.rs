@@ -13,10 +13,8 @@ async fn a_barrier_that_nobody_acknowledges_fails_and_leaves_nothing() {
     let admin = connect(&primary, "postgres").await;
     let outcome = primary.barrier(Duration::from_millis(300)).await;
     assert!(matches!(outcome, Err(InstanceError::Timeout { .. })), "{outcome:?}");
-    let waiting =
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'quorate_barrier'";
-    eventually("the waiting backend is gone", || async { value(&admin, waiting).await == "0" })
-        .await;
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'quorate_barrier'";
+    eventually("the waiting backend is gone", || async { value(&admin, waiting).await == "0" }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,10 +43,7 @@ async fn the_row_is_visible_while_its_barrier_waits() {
         let primary = primary.clone();
         async move { primary.write_epoch(next, Uuid::from_u128(2), WAIT).await }
     });
-    eventually("the row is seen", || async {
-        primary.position().await.unwrap().epoch == next
-    })
-    .await;
+    eventually("the row is seen", || async { primary.position().await.unwrap().epoch == next }).await;
     assert!(!writer.is_finished());
     writer.abort();
 }
@@ -58,12 +53,11 @@ async fn slots_follow_the_replicas() {
     let world = World::new();
     let primary = world.primary(1).await;
     let admin = connect(&primary, "postgres").await;
-    let slots = "SELECT coalesce(string_agg(slot_name || (restart_lsn IS NOT NULL), ',' ORDER BY slot_name), '')
+    let slots =
+        "SELECT coalesce(string_agg(slot_name || (restart_lsn IS NOT NULL), ',' ORDER BY slot_name), '')
         FROM pg_replication_slots";
     admin.batch_execute("SELECT pg_create_physical_replication_slot('theirs')").await.unwrap();
-    timed("ensure_slots", primary.ensure_slots(&["r2".to_owned(), "r3".to_owned()].into()))
-        .await
-        .unwrap();
+    timed("ensure_slots", primary.ensure_slots(&["r2".to_owned(), "r3".to_owned()].into())).await.unwrap();
     assert_eq!(value(&admin, slots).await, "r2true,r3true,theirsfalse");
     primary.ensure_slots(&["r3".to_owned(), "r4".to_owned()].into()).await.unwrap();
     assert_eq!(value(&admin, slots).await, "r3true,r4true,theirsfalse");

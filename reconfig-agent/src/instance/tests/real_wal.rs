@@ -13,8 +13,7 @@ async fn records_of_a_real_log_are_walked_to_its_end() {
     let app = connect(&primary, "app").await;
     app.batch_execute("CHECKPOINT").await.unwrap();
     app.batch_execute("CREATE TABLE t (n int, filler text)").await.unwrap();
-    let redo: Lsn =
-        value(&app, "SELECT redo_lsn FROM pg_control_checkpoint()").await.parse().unwrap();
+    let redo: Lsn = value(&app, "SELECT redo_lsn FROM pg_control_checkpoint()").await.parse().unwrap();
     // Large records that go over pages, small ones, and enough for a second segment.
     for round in 0..4 {
         app.batch_execute(&format!(
@@ -26,10 +25,7 @@ async fn records_of_a_real_log_are_walked_to_its_end() {
         app.batch_execute("VACUUM t").await.unwrap();
     }
     let marker: Lsn =
-        value(&app, "SELECT pg_logical_emit_message(false, 'x', repeat('y', 30000))")
-            .await
-            .parse()
-            .unwrap();
+        value(&app, "SELECT pg_logical_emit_message(false, 'x', repeat('y', 30000))").await.parse().unwrap();
     app.batch_execute("INSERT INTO t VALUES (0, '')").await.unwrap();
     let pg_wal = primary.paths().data.join("pg_wal");
 
