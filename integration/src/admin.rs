@@ -22,7 +22,8 @@ impl Row {
 
     /// None where the value is NULL or empty.
     pub fn optional(&self, column: &str) -> anyhow::Result<Option<String>> {
-        let value = self.0.get(column).with_context(|| format!("no column {column:?} in {:?}", self.0.keys()))?;
+        let value =
+            self.0.get(column).with_context(|| format!("no column {column:?} in {:?}", self.0.keys()))?;
         Ok(value.clone().filter(|v| !v.is_empty()))
     }
 
@@ -221,8 +222,12 @@ impl Admin {
         let (server, database) = name.split_once('.').context("a name is server.database")?;
         let row = self.databases().await?.into_iter().find(|d| d.server == server && d.database == database);
         let row = row.with_context(|| format!("{name} is not in SHOW DATABASES"))?;
-        let replicas =
-            self.replicas().await?.into_iter().filter(|r| r.server == server && r.database == database).collect();
+        let replicas = self
+            .replicas()
+            .await?
+            .into_iter()
+            .filter(|r| r.server == server && r.database == database)
+            .collect();
         Ok(DatabaseView { row, replicas })
     }
 
@@ -265,7 +270,8 @@ impl Admin {
 
     /// Columns of an order's answer in the extended protocol, without running it.
     pub async fn columns(&self, order: &str) -> anyhow::Result<Vec<String>> {
-        let statement = self.session.client.prepare(order).await.map_err(|e| anyhow::anyhow!("{order}: {}", tell(&e)))?;
+        let statement =
+            self.session.client.prepare(order).await.map_err(|e| anyhow::anyhow!("{order}: {}", tell(&e)))?;
         Ok(statement.columns().iter().map(|c| c.name().to_owned()).collect())
     }
 

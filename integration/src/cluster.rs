@@ -73,7 +73,8 @@ pub struct Cluster {
 impl Cluster {
     pub async fn start(options: Options) -> anyhow::Result<Cluster> {
         // Short, for the sake of Unix sockets' names; open to traversal, for instances that run as `postgres`.
-        let directory = tempfile::Builder::new().prefix("q-").tempdir_in("/tmp").context("a directory in /tmp")?.keep();
+        let directory =
+            tempfile::Builder::new().prefix("q-").tempdir_in("/tmp").context("a directory in /tmp")?.keep();
         std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755))?;
         let mut cluster = Cluster {
             base_port: ports::free_base(options.nodes)?,
@@ -128,7 +129,11 @@ impl Cluster {
         let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         let file: DemoFile = serde_json::from_str(&text).with_context(|| format!("in {}", path.display()))?;
         self.nodes = file.nodes.iter().map(|n| n.node(&self.demo_dir())).collect::<anyhow::Result<_>>()?;
-        ensure!(self.nodes.len() == usize::from(self.options.nodes), "demo.json names {} nodes", self.nodes.len());
+        ensure!(
+            self.nodes.len() == usize::from(self.options.nodes),
+            "demo.json names {} nodes",
+            self.nodes.len()
+        );
         self.url = file.url;
         self.admin_url = file.admin_url;
         Ok(())
@@ -177,13 +182,23 @@ impl Cluster {
     }
 
     /// Waits until the database is stable and open with `copies` healthy copies and nothing left over.
-    pub async fn whole(&self, database: &str, copies: usize, limit: Duration) -> anyhow::Result<DatabaseView> {
+    pub async fn whole(
+        &self,
+        database: &str,
+        copies: usize,
+        limit: Duration,
+    ) -> anyhow::Result<DatabaseView> {
         let nodes: Vec<&Node> = self.nodes.iter().collect();
         Cluster::whole_by(&nodes, database, copies, limit).await
     }
 
     /// The same as seen by some of the nodes.
-    pub async fn whole_by(nodes: &[&Node], database: &str, copies: usize, limit: Duration) -> anyhow::Result<DatabaseView> {
+    pub async fn whole_by(
+        nodes: &[&Node],
+        database: &str,
+        copies: usize,
+        limit: Duration,
+    ) -> anyhow::Result<DatabaseView> {
         wait::until(&format!("{database} whole with {copies} copies"), limit, async || {
             let admin = Admin::open(nodes.iter().copied()).await?;
             let view = admin.database(database).await?;
@@ -193,7 +208,12 @@ impl Cluster {
     }
 
     /// Waits until `database` is open with its primary on another node than `former`, as the others see it.
-    pub async fn failed_over(&self, database: &str, former: &str, limit: Duration) -> anyhow::Result<DatabaseView> {
+    pub async fn failed_over(
+        &self,
+        database: &str,
+        former: &str,
+        limit: Duration,
+    ) -> anyhow::Result<DatabaseView> {
         let others = self.others(former);
         wait::until(&format!("{database} open away from {former}"), limit, async || {
             let admin = Admin::open(&others).await?;
@@ -261,7 +281,8 @@ impl Cluster {
     }
 
     fn reap(&mut self) {
-        for mut child in self.demo.take().into_iter().chain(std::mem::take(&mut self.restarted).into_values()) {
+        for mut child in self.demo.take().into_iter().chain(std::mem::take(&mut self.restarted).into_values())
+        {
             let _ = child.wait();
         }
     }
@@ -274,10 +295,12 @@ impl Cluster {
             for child in self.demo.iter().chain(self.restarted.values()) {
                 let _ = process::signal(child.id(), Signal::TERM);
             }
-            let directory = self.directory.clone();
             let ended = wait::until_true("the cluster ended", STOP_LIMIT, || {
-                // Reaping ours, or they would be zombies; zombies do not count.
-                process::under(&directory).is_empty()
+                // As a shell would that started them: nobody else waits for these nodes.
+                for child in self.demo.iter_mut().chain(self.restarted.values_mut()) {
+                    let _ = child.try_wait();
+                }
+                process::under(&self.directory).is_empty()
             });
             let _ = ended.await;
         }
@@ -356,7 +379,8 @@ struct DemoNode {
 impl DemoNode {
     fn node(&self, demo_dir: &Path) -> anyhow::Result<Node> {
         let process = Process::of(self.pid).filter(Process::is_alive);
-        let process = process.with_context(|| format!("{}: pid {} of demo.json is not alive", self.name, self.pid))?;
+        let process =
+            process.with_context(|| format!("{}: pid {} of demo.json is not alive", self.name, self.pid))?;
         let named = process.command.split(' ').skip_while(|word| *word != "--config").nth(1);
         Ok(Node {
             name: self.name.clone(),

@@ -23,7 +23,11 @@ pub fn with_cluster(options: Options, body: impl AsyncFnOnce(&mut Cluster) -> an
     let outcome = runtime.block_on(async {
         let started = Instant::now();
         let mut cluster = Cluster::start(options).await.context("starting the cluster")?;
-        eprintln!("cluster ready after {:.1} s in {}", started.elapsed().as_secs_f64(), cluster.directory().display());
+        eprintln!(
+            "cluster ready after {:.1} s in {}",
+            started.elapsed().as_secs_f64(),
+            cluster.directory().display()
+        );
         let started = Instant::now();
         let steps = tokio::time::timeout(BODY_LIMIT, body(&mut cluster));
         match AssertUnwindSafe(steps).catch_unwind().await {

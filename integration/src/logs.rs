@@ -67,7 +67,8 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "x").unwrap();
         }
-        let names: Vec<_> = find(directory.path()).iter().map(|p| p.file_name().unwrap().to_owned()).collect();
+        let names: Vec<_> =
+            find(directory.path()).iter().map(|p| p.file_name().unwrap().to_owned()).collect();
         assert_eq!(names, ["demo.out", "log"]);
         assert_eq!(tail("a\nb\nc", 2), "b\nc");
     }

@@ -20,7 +20,8 @@ pub struct Harm {
 pub fn kill_postmaster(replica: &ReplicaRow) -> anyhow::Result<Harm> {
     let pid = replica.pid.with_context(|| format!("SHOW REPLICAS gives no pid for {}", replica.replica))?;
     let victim = Process::of(pid).filter(Process::is_alive);
-    let victim = victim.with_context(|| format!("no process {pid}, the postmaster of {}", replica.replica))?;
+    let victim =
+        victim.with_context(|| format!("no process {pid}, the postmaster of {}", replica.replica))?;
     let directory = std::fs::canonicalize(&replica.data_directory)?;
     ensure!(
         victim.directory.as_deref() == Some(directory.as_path()),
@@ -29,7 +30,11 @@ pub fn kill_postmaster(replica: &ReplicaRow) -> anyhow::Result<Harm> {
         directory.display()
     );
     let first = std::fs::read_to_string(directory.join("postmaster.pid"))?;
-    ensure!(first.lines().next() == Some(&pid.to_string()), "{pid} is not the postmaster of {}", directory.display());
+    ensure!(
+        first.lines().next() == Some(&pid.to_string()),
+        "{pid} is not the postmaster of {}",
+        directory.display()
+    );
     let at = Instant::now();
     let victims = vec![victim];
     process::kill(&victims)?;
@@ -117,7 +122,8 @@ impl Harm {
     pub fn broken(&self) -> Vec<String> {
         let running = process::not_stopped(&self.victims);
         let living = process::living(&self.victims);
-        let gone = self.victims.iter().filter(|v| !living.contains(v) && !living.iter().any(|l| l.pid == v.pid));
+        let gone =
+            self.victims.iter().filter(|v| !living.contains(v) && !living.iter().any(|l| l.pid == v.pid));
         let running = running.iter().map(|p| format!("{} runs: {}", p.pid, p.command));
         running.chain(gone.map(|p| format!("{} is gone: {}", p.pid, p.command))).collect()
     }

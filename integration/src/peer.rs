@@ -35,7 +35,8 @@ impl PlainCluster {
         cluster.sql("postgres", "ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (s1, s2)'")?;
         cluster.sql("postgres", "SELECT pg_reload_conf()")?;
         wait::until("two standbys in the quorum", START_LIMIT, async || {
-            let count = cluster.sql("postgres", "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'quorum'")?;
+            let count = cluster
+                .sql("postgres", "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'quorum'")?;
             Ok(if count.trim() == "2" { Ok(()) } else { Err(count) })
         })
         .await?;
@@ -53,7 +54,10 @@ impl PlainCluster {
 
     fn make_primary(&self, settings: &[(String, String)]) -> anyhow::Result<()> {
         let data = self.data("p");
-        run(self.as_account("initdb")?.args(["-k", "-U", "quorate", "-A", "trust", "--no-sync", "-D"]).arg(&data))?;
+        run(self
+            .as_account("initdb")?
+            .args(["-k", "-U", "quorate", "-A", "trust", "--no-sync", "-D"])
+            .arg(&data))?;
         let mut config = format!(
             "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = '{}'\nwal_level = replica\n",
             self.port,
@@ -82,11 +86,26 @@ impl PlainCluster {
     fn make_standby(&self, name: &str) -> anyhow::Result<()> {
         let data = self.data(name);
         let mut backup = self.as_account("pg_basebackup")?;
-        backup.args(["--no-sync", "-U", "quorate", "-p", &self.port.to_string(), "-X", "stream", "-c", "fast", "-C", "-S", name]);
+        backup.args([
+            "--no-sync",
+            "-U",
+            "quorate",
+            "-p",
+            &self.port.to_string(),
+            "-X",
+            "stream",
+            "-c",
+            "fast",
+            "-C",
+            "-S",
+            name,
+        ]);
         run(backup.arg("-h").arg(&self.directory).arg("-D").arg(&data))?;
         let config = format!(
             "listen_addresses = ''\nport = {}\nprimary_slot_name = '{name}'\nprimary_conninfo = 'host={} port={} user=quorate application_name={name}'\n",
-            self.port + 1 + STANDBYS.iter().position(|s| *s == name).map_or(0, |i| u16::try_from(i).unwrap_or(0)),
+            self.port
+                + 1
+                + STANDBYS.iter().position(|s| *s == name).map_or(0, |i| u16::try_from(i).unwrap_or(0)),
             self.directory.display(),
             self.port
         );
@@ -99,14 +118,31 @@ impl PlainCluster {
         let data = self.data(name);
         let log = self.directory.join(format!("{name}.log"));
         let limit = START_LIMIT.as_secs().to_string();
-        run(self.as_account("pg_ctl")?.args(["start", "-w", "-t", &limit, "-D"]).arg(&data).arg("-l").arg(log))
-            .map(drop)
+        run(self
+            .as_account("pg_ctl")?
+            .args(["start", "-w", "-t", &limit, "-D"])
+            .arg(&data)
+            .arg("-l")
+            .arg(log))
+        .map(drop)
     }
 
     /// Runs SQL as superuser over the socket.
     pub fn sql(&self, database: &str, sql: &str) -> anyhow::Result<String> {
         let mut psql = Command::new(binaries::postgres("psql")?);
-        psql.args(["-X", "-q", "-At", "-U", "quorate", "-d", database, "-p", &self.port.to_string(), "-c", sql]);
+        psql.args([
+            "-X",
+            "-q",
+            "-At",
+            "-U",
+            "quorate",
+            "-d",
+            database,
+            "-p",
+            &self.port.to_string(),
+            "-c",
+            sql,
+        ]);
         run(psql.arg("-h").arg(&self.directory))
     }
 

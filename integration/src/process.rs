@@ -71,10 +71,7 @@ fn names(command: &str, directory: &str) -> bool {
 
 /// Living processes whose working directory is exactly this: those of one PostgreSQL instance.
 pub fn of_instance(data_directory: &Path) -> Vec<Process> {
-    all()
-        .into_iter()
-        .filter(|p| p.is_alive() && p.directory.as_deref() == Some(data_directory))
-        .collect()
+    all().into_iter().filter(|p| p.is_alive() && p.directory.as_deref() == Some(data_directory)).collect()
 }
 
 pub fn all() -> Vec<Process> {

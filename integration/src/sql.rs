@@ -49,7 +49,12 @@ impl Endpoint {
 
     fn config(&self) -> Config {
         let mut config = Config::new();
-        config.host(&self.host).port(self.port).user(&self.user).password(&self.password).dbname(&self.database);
+        config
+            .host(&self.host)
+            .port(self.port)
+            .user(&self.user)
+            .password(&self.password)
+            .dbname(&self.database);
         config.connect_timeout(CONNECT_LIMIT);
         config
     }

@@ -11,7 +11,10 @@ const OPERATION_LIMIT: Duration = Duration::from_secs(60);
 
 /// The columns, by name and in order.
 const COLUMNS: &[(&str, &str)] = &[
-    ("SHOW NODES", "node, address, state, fault_domain, update_domain, raft, primaries, secondaries, version"),
+    (
+        "SHOW NODES",
+        "node, address, state, fault_domain, update_domain, raft, primaries, secondaries, version",
+    ),
     ("SHOW DATABASES", "server, database, phase, epoch, primary, secondaries, k, open, sessions, size_bytes"),
     (
         "SHOW REPLICAS",
@@ -39,13 +42,27 @@ async fn columns(cluster: &Cluster) -> anyhow::Result<()> {
         let admin = Admin::open([node]).await?;
         for (order, names) in COLUMNS {
             let expected: Vec<&str> = names.split(", ").collect();
-            ensure!(admin.columns(order).await? == expected, "{order} in the extended protocol at {}", node.name);
+            ensure!(
+                admin.columns(order).await? == expected,
+                "{order} in the extended protocol at {}",
+                node.name
+            );
             let rows = admin.rows(order).await?;
             let row = rows.first().with_context(|| format!("{order} at {} has no row", node.name))?;
             let names: BTreeSet<&str> = row.0.keys().map(String::as_str).collect();
-            ensure!(names == expected.into_iter().collect(), "{order} in the simple protocol at {}: {names:?}", node.name);
-            let extended = admin.session.client.query(*order, &[]).await.map_err(|e| anyhow::anyhow!("{}", tell(&e)))?;
-            ensure!(extended.len() == rows.len(), "{order} has {} rows, and {} extended", rows.len(), extended.len());
+            ensure!(
+                names == expected.into_iter().collect(),
+                "{order} in the simple protocol at {}: {names:?}",
+                node.name
+            );
+            let extended =
+                admin.session.client.query(*order, &[]).await.map_err(|e| anyhow::anyhow!("{}", tell(&e)))?;
+            ensure!(
+                extended.len() == rows.len(),
+                "{order} has {} rows, and {} extended",
+                rows.len(),
+                extended.len()
+            );
         }
         for order in ["SHOW OPERATIONS", "SHOW EVENTS", "SHOW HELP", "show nodes;"] {
             ensure!(!admin.rows(order).await?.is_empty(), "{order} at {} has no row", node.name);
@@ -61,7 +78,10 @@ async fn contents(cluster: &Cluster) -> anyhow::Result<()> {
     ensure!(nodes.iter().filter(|n| n.raft == "leader").count() == 1, "one leader: {nodes:?}");
     let domains: BTreeSet<_> = nodes.iter().map(|n| &n.fault_domain).collect();
     ensure!(domains.len() == nodes.len(), "each node has its own fault domain: {nodes:?}");
-    ensure!(nodes.iter().map(|n| (n.primaries, n.secondaries)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1)) == (1, 2));
+    ensure!(
+        nodes.iter().map(|n| (n.primaries, n.secondaries)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
+            == (1, 2)
+    );
     let view = admin.database(DEMO_DATABASE).await?;
     ensure!(view.row.k == 1, "a commit needs one secondary: {:?}", view.row);
     for replica in &view.replicas {
@@ -134,7 +154,10 @@ async fn refusals(cluster: &Cluster) -> anyhow::Result<()> {
         let (code, told) = admin.refused(order).await?;
         ensure!(code == *expected, "{order}: expected {expected}, got {told}");
         // The extended protocol refuses it as well.
-        ensure!(admin.session.client.query(order.as_str(), &[]).await.is_err(), "{order}: not refused when prepared");
+        ensure!(
+            admin.session.client.query(order.as_str(), &[]).await.is_err(),
+            "{order}: not refused when prepared"
+        );
     }
     let after = admin.map().await?;
     ensure!(before == after, "refused orders changed the map:\nbefore {before:#?}\nafter {after:#?}");
@@ -149,7 +172,10 @@ async fn tenant(cluster: &Cluster) -> anyhow::Result<()> {
     admin.session.take_notices();
     admin.wait_operation(&operation, OPERATION_LIMIT).await?;
     let notices = admin.session.take_notices();
-    ensure!(!notices.is_empty() && notices.iter().all(|n| n.severity() == "NOTICE"), "no progress: {notices:?}");
+    ensure!(
+        !notices.is_empty() && notices.iter().all(|n| n.severity() == "NOTICE"),
+        "no progress: {notices:?}"
+    );
     eprintln!("{operation}: {}", notices.iter().map(|n| n.message()).collect::<Vec<_>>().join(" | "));
     let view = cluster.whole("acme.shop", 3, HEAL_LIMIT).await?;
     eprintln!("acme.shop on {:?}", view.replicas.iter().map(|r| &r.node).collect::<Vec<_>>());
@@ -162,13 +188,18 @@ async fn tenant(cluster: &Cluster) -> anyhow::Result<()> {
         expect_sqlstate(elsewhere.connect().await, "28P01", "another tenant's login")?;
     }
     let kept = Endpoint::new(cluster.nodes()[0].client, "boss", "it's secret", "shop").session().await?;
-    expect_sqlstate(admin.session.client.simple_query("DROP SERVER acme").await, "2BP01", "a server with databases")?;
+    expect_sqlstate(
+        admin.session.client.simple_query("DROP SERVER acme").await,
+        "2BP01",
+        "a server with databases",
+    )?;
     admin.carry_out("DROP DATABASE acme.shop", OPERATION_LIMIT).await?;
     ensure!(kept.value("SELECT 1").await.is_err(), "a session outlived its database");
     for node in cluster.nodes() {
         let shop = Endpoint::new(node.client, "boss", "it's secret", "shop");
         wait::until(&format!("shop unknown at {}", node.name), Duration::from_secs(10), async || {
-            Ok(expect_sqlstate(shop.connect().await, "3D000", "a dropped database").map_err(|e| e.to_string()))
+            Ok(expect_sqlstate(shop.connect().await, "3D000", "a dropped database")
+                .map_err(|e| e.to_string()))
         })
         .await?;
     }
@@ -184,14 +215,23 @@ async fn tenant(cluster: &Cluster) -> anyhow::Result<()> {
 async fn move_replica(cluster: &Cluster) -> anyhow::Result<()> {
     let before = cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?;
     let held: BTreeSet<String> = before.replicas.iter().map(|r| r.node.clone()).collect();
-    let to = cluster.nodes().iter().find(|n| !held.contains(&n.name)).context("a node without a replica")?.name.clone();
+    let to = cluster
+        .nodes()
+        .iter()
+        .find(|n| !held.contains(&n.name))
+        .context("a node without a replica")?
+        .name
+        .clone();
     let from = before.secondaries().next().context("a secondary")?.node.clone();
     let admin = cluster.admin().await?;
     admin.carry_out(&format!("MOVE REPLICA {DEMO_DATABASE} FROM {from} TO {to}"), OPERATION_LIMIT).await?;
     let after = cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?;
     let now: BTreeSet<String> = after.replicas.iter().map(|r| r.node.clone()).collect();
     ensure!(now.contains(&to) && !now.contains(&from), "copies on {now:?} after a move from {from} to {to}");
-    ensure!(after.primary()?.replica == before.primary()?.replica, "a move of a secondary changed the primary");
+    ensure!(
+        after.primary()?.replica == before.primary()?.replica,
+        "a move of a secondary changed the primary"
+    );
     Ok(())
 }
 
@@ -200,7 +240,11 @@ async fn health(cluster: &Cluster) -> anyhow::Result<()> {
         let (status, body) = driver::http_get(node.http, "/healthz").await?;
         ensure!(status == 200, "/healthz at {}: {status} {body}", node.name);
         let (status, body) = driver::http_get(node.http, "/metrics").await?;
-        ensure!(status == 200 && body.contains("# TYPE quorate_"), "/metrics at {}: {status}\n{body}", node.name);
+        ensure!(
+            status == 200 && body.contains("# TYPE quorate_"),
+            "/metrics at {}: {status}\n{body}",
+            node.name
+        );
         let (status, _) = driver::http_get(node.http, "/nothing").await?;
         ensure!(status == 404, "/nothing at {}: {status}", node.name);
     }

@@ -58,7 +58,11 @@ async fn both_stopped(cluster: &Cluster, ledger: &Ledger, ports: &[Endpoint]) ->
     ensure!(answered.is_err(), "a commit was answered without a secondary: {answered:?}");
     read_everywhere(cluster).await?;
     ensure!(stopped.broken().is_empty(), "the pause did not hold: {:?}", stopped.broken());
-    ensure!(ledger.acknowledged() == before, "{} commits passed without a secondary", ledger.acknowledged() - before);
+    ensure!(
+        ledger.acknowledged() == before,
+        "{} commits passed without a secondary",
+        ledger.acknowledged() - before
+    );
 
     stopped.undo()?;
     let all = async {
@@ -67,9 +71,15 @@ async fn both_stopped(cluster: &Cluster, ledger: &Ledger, ports: &[Endpoint]) ->
         }
         anyhow::Ok(())
     };
-    tokio::time::timeout(Duration::from_secs(20), all).await.context("commits that waited were not answered")??;
+    tokio::time::timeout(Duration::from_secs(20), all)
+        .await
+        .context("commits that waited were not answered")??;
     let count = ports[0].session().await?.value("SELECT count(*) FROM waiting").await?;
-    ensure!(count == Some(ports.len().to_string()), "{count:?} of {} commits that waited are there", ports.len());
+    ensure!(
+        count == Some(ports.len().to_string()),
+        "{count:?} of {} commits that waited are there",
+        ports.len()
+    );
     ledger.progress(100, Duration::from_secs(20)).await
 }
 

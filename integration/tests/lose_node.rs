@@ -23,7 +23,11 @@ fn a_lost_primary_node_is_replaced_and_may_come_back() {
         ledger.progress(200, Duration::from_secs(20)).await?;
 
         let harm = nemesis::kill_node(cluster, &lost)?;
-        ensure!(harm.victims.len() > 5, "a node with an instance is more than {} processes", harm.victims.len());
+        ensure!(
+            harm.victims.len() > 5,
+            "a node with an instance is more than {} processes",
+            harm.victims.len()
+        );
         ledger.progress(200, GAP_LIMIT).await?;
         let after = cluster.failed_over(DEMO_DATABASE, &lost, GAP_LIMIT).await?;
         eprintln!("{lost} killed ({} processes); now open on {}", harm.victims.len(), after.primary()?.node);
@@ -42,12 +46,17 @@ fn a_lost_primary_node_is_replaced_and_may_come_back() {
 
         cluster.start_node(&lost).await?;
         let whole = cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?;
-        let kept: Vec<&Path> = whole.replicas.iter().filter(|r| r.node == lost).map(|r| r.data_directory.as_path()).collect();
+        let kept: Vec<&Path> =
+            whole.replicas.iter().filter(|r| r.node == lost).map(|r| r.data_directory.as_path()).collect();
         let data_dir = std::fs::canonicalize(&cluster.node(&lost)?.data_dir)?;
         wait::until(&format!("{lost} runs nothing that does not count"), HEAL_LIMIT, async || {
             let orphans: Vec<_> = process::under(&data_dir)
                 .into_iter()
-                .filter(|p| p.directory.as_ref().is_some_and(|d| d.starts_with(&data_dir) && !kept.contains(&d.as_path())))
+                .filter(|p| {
+                    p.directory
+                        .as_ref()
+                        .is_some_and(|d| d.starts_with(&data_dir) && !kept.contains(&d.as_path()))
+                })
                 .filter(|p| p.command.contains("postgres"))
                 .collect();
             Ok(if orphans.is_empty() { Ok(()) } else { Err(orphans) })

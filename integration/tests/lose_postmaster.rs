@@ -4,7 +4,9 @@
 use anyhow::ensure;
 use quorate_integration::cluster::HEAL_LIMIT;
 use quorate_integration::ledger::Plan;
-use quorate_integration::{Cluster, DEMO_DATABASE, Endpoint, Ledger, Options, copies, driver, nemesis, with_cluster};
+use quorate_integration::{
+    Cluster, DEMO_DATABASE, Endpoint, Ledger, Options, copies, driver, nemesis, with_cluster,
+};
 use std::time::Duration;
 
 /// In one test, so that a second loss meets what the first left behind: another primary, a rejoined replica.
@@ -40,7 +42,11 @@ fn no_commit_is_lost_and_nobody_is_refused() {
         eprintln!("{verdict}");
         verdict.kept()?;
         ensure!(verdict.refused.is_empty(), "clients were refused: {:?}", verdict.refused);
-        ensure!(verdict.longest_gap().duration() < GAP_LIMIT, "nothing was committed for {:?}", verdict.longest_gap());
+        ensure!(
+            verdict.longest_gap().duration() < GAP_LIMIT,
+            "nothing was committed for {:?}",
+            verdict.longest_gap()
+        );
         let view = cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?;
         eprintln!("every copy: {}", copies::ledgers_agree(&view).await?);
         recorded(cluster).await

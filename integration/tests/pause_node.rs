@@ -10,7 +10,9 @@ use quorate_integration::cluster::HEAL_LIMIT;
 use quorate_integration::ledger::Plan;
 use quorate_integration::nemesis::Pause;
 use quorate_integration::sql::tell;
-use quorate_integration::{Cluster, DEMO_DATABASE, Endpoint, Ledger, Options, Session, copies, nemesis, with_cluster};
+use quorate_integration::{
+    Cluster, DEMO_DATABASE, Endpoint, Ledger, Options, Session, copies, nemesis, with_cluster,
+};
 use std::time::{Duration, Instant};
 
 const GAP_LIMIT: Duration = Duration::from_secs(20);
@@ -24,12 +26,20 @@ const IN_FLIGHT: &str = "2";
 fn nothing_stale_leaves_a_node_that_was_paused() {
     with_cluster(Options::default(), async |cluster| {
         let ports: Vec<Endpoint> = cluster.nodes().iter().map(|n| n.app()).collect();
-        ports[0].session().await?.run("CREATE TABLE counter (value int); INSERT INTO counter VALUES (0)").await?;
+        ports[0]
+            .session()
+            .await?
+            .run("CREATE TABLE counter (value int); INSERT INTO counter VALUES (0)")
+            .await?;
         let ledger = Ledger::begin(Plan::over(&ports, 8)).await?;
         // The daemon alone: Postgres goes on working and its answers pile up in front of the gate.
-        pause(cluster, &ledger, Pause::Daemon, Duration::from_secs(30)).await.context("the daemon paused for 30 s")?;
+        pause(cluster, &ledger, Pause::Daemon, Duration::from_secs(30))
+            .await
+            .context("the daemon paused for 30 s")?;
         // All of it: Postgres itself goes on after SIGCONT as if nothing had happened.
-        pause(cluster, &ledger, Pause::Whole, Duration::from_secs(10)).await.context("the whole node paused for 10 s")?;
+        pause(cluster, &ledger, Pause::Whole, Duration::from_secs(10))
+            .await
+            .context("the whole node paused for 10 s")?;
         let view = cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?;
         let verdict = ledger.end(&ports[0]).await?;
         eprintln!("{verdict}");
@@ -79,18 +89,24 @@ async fn pause(cluster: &mut Cluster, ledger: &Ledger, kind: Pause, length: Dura
     let (idle_told, open_told) = tokio::join!(ask(&idle), ask(&open));
     judge("an idle session", idle_told?, old, new)?;
     judge("a session in a transaction", open_told?, old, new)?;
-    let told = tokio::time::timeout(ANSWER_LIMIT, sent_late).await.context("the late query was not answered")??;
+    let told =
+        tokio::time::timeout(ANSWER_LIMIT, sent_late).await.context("the late query was not answered")??;
     judge("a query sent into the pause", told.map_err(|e| format!("{e:#}")), old, new)?;
-    let told = tokio::time::timeout(ANSWER_LIMIT, in_flight).await.context("the query in flight was not answered")??;
+    let told = tokio::time::timeout(ANSWER_LIMIT, in_flight)
+        .await
+        .context("the query in flight was not answered")??;
     let told = match told {
         Ok(value) => Ok(value.and_then(|v| v.parse().ok()).context("no value")?),
         Err(error) => Err(tell(&error)),
     };
     judge("the query in flight", told, old, new)?;
+    let mut asked = 0;
     while continued.elapsed() < Duration::from_secs(3) {
-        let session = tied.session().await?;
-        judge("a new session at the paused node", ask(&session).await?, old, new)?;
+        let told = ask(&tied.session().await?).await?;
+        ensure!(told == Ok(new), "new session {asked} at the paused node was told {told:?}, not {new}");
+        asked += 1;
     }
+    eprintln!("  {asked} new sessions: the new value");
     ledger.progress(200, GAP_LIMIT).await?;
     cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await.context("after SIGCONT")?;
     eprintln!("whole again {:?} after SIGCONT", continued.elapsed());
@@ -98,7 +114,8 @@ async fn pause(cluster: &mut Cluster, ledger: &Ledger, kind: Pause, length: Dura
 }
 
 async fn counter(session: &Session) -> anyhow::Result<i64> {
-    let value = session.value("SELECT value FROM counter").await.map_err(|e| anyhow::anyhow!("{}", tell(&e)))?;
+    let value =
+        session.value("SELECT value FROM counter").await.map_err(|e| anyhow::anyhow!("{}", tell(&e)))?;
     value.and_then(|v| v.parse().ok()).context("no counter")
 }
 
@@ -111,7 +128,9 @@ async fn ask(session: &Session) -> anyhow::Result<Result<i64, String>> {
 fn judge(who: &str, told: Result<i64, String>, old: i64, new: i64) -> anyhow::Result<()> {
     match told {
         Ok(value) if value == new => eprintln!("  {who}: the new value"),
-        Ok(value) if value == old => bail!("{who} was told {old}, the old primary's value, after the new one had {new}"),
+        Ok(value) if value == old => {
+            bail!("{who} was told {old}, the old primary's value, after the new one had {new}")
+        }
         Ok(value) => bail!("{who} was told {value}, which is neither {old} nor {new}"),
         Err(reason) => eprintln!("  {who}: {reason}"),
     }

@@ -42,7 +42,8 @@ async fn simple(port: &Endpoint) -> anyhow::Result<()> {
     session.run("DROP TABLE IF EXISTS reach; CREATE TABLE reach (id int PRIMARY KEY, word text)").await?;
     session.run("INSERT INTO reach VALUES (1, 'one'); INSERT INTO reach VALUES (2, NULL)").await?;
     let rows = session.rows("SELECT id, word FROM reach ORDER BY id").await?;
-    let expected = [[Some("1"), Some("one")], [Some("2"), None]].map(|r| r.map(|v| v.map(str::to_owned)).to_vec());
+    let expected =
+        [[Some("1"), Some("one")], [Some("2"), None]].map(|r| r.map(|v| v.map(str::to_owned)).to_vec());
     ensure!(rows == expected, "{rows:?}");
     // An error leaves the session usable, in and out of a transaction.
     expect_sqlstate(session.value("SELECT * FROM nowhere").await, "42P01", "an unknown table")?;
@@ -52,7 +53,8 @@ async fn simple(port: &Endpoint) -> anyhow::Result<()> {
     session.run("ROLLBACK").await?;
     ensure!(session.value("SELECT 1").await?.as_deref() == Some("1"));
     // Who am I: the tenant's login, never a superuser.
-    let who = session.rows("SELECT current_user, rolsuper FROM pg_roles WHERE rolname = current_user").await?;
+    let who =
+        session.rows("SELECT current_user, rolsuper FROM pg_roles WHERE rolname = current_user").await?;
     ensure!(who == [[Some("demo".to_owned()), Some("f".to_owned())].to_vec()], "{who:?}");
     Ok(())
 }
@@ -71,7 +73,10 @@ async fn extended(port: &Endpoint) -> anyhow::Result<()> {
         let row = client.query_typed_one("SELECT $1 + 1", &[(&i, Type::INT4)]).await?;
         anyhow::Ok(row.try_get::<_, i32>(0)? == i + 1)
     });
-    ensure!(futures::future::try_join_all(asked).await?.into_iter().all(|right| right), "answers out of order");
+    ensure!(
+        futures::future::try_join_all(asked).await?.into_iter().all(|right| right),
+        "answers out of order"
+    );
     // Rows in portions, through a portal.
     let mut session = port.session().await?;
     let transaction = session.client.transaction().await?;
@@ -103,7 +108,8 @@ async fn copy(port: &Endpoint) -> anyhow::Result<()> {
     let taken = sink.finish().await?;
     ensure!(taken == ROWS as u64, "COPY took {taken} rows");
     let stream = session.client.copy_out("COPY copied TO STDOUT").await?;
-    let given = stream.try_fold(0, async |lines, chunk| Ok(lines + chunk.iter().filter(|b| **b == b'\n').count()));
+    let given =
+        stream.try_fold(0, async |lines, chunk| Ok(lines + chunk.iter().filter(|b| **b == b'\n').count()));
     let given = given.await?;
     ensure!(given == ROWS, "COPY gave {given} rows");
     // A COPY that fails leaves the session usable.
@@ -121,7 +127,8 @@ async fn large(port: &Endpoint) -> anyhow::Result<()> {
     let value = "x".repeat(20_000_000);
     let row = session.client.query_typed_one("SELECT length($1), $1", &[(&value, Type::TEXT)]).await?;
     ensure!(row.try_get::<_, i32>(0)? == 20_000_000 && row.try_get::<_, &str>(1)? == value);
-    let rows = session.client.query_typed("SELECT repeat('y', 200) FROM generate_series(1, 100000)", &[]).await?;
+    let rows =
+        session.client.query_typed("SELECT repeat('y', 200) FROM generate_series(1, 100000)", &[]).await?;
     ensure!(rows.len() == 100_000, "{} rows", rows.len());
     Ok(())
 }
@@ -147,14 +154,16 @@ async fn cancel(port: &Endpoint) -> anyhow::Result<()> {
 }
 
 async fn refusals(port: &Endpoint) -> anyhow::Result<()> {
-    let told = expect_sqlstate(port.with_database("nowhere").connect().await, "3D000", "an unknown database")?;
+    let told =
+        expect_sqlstate(port.with_database("nowhere").connect().await, "3D000", "an unknown database")?;
     ensure!(told.contains("nowhere"), "does not name it: {told}");
     let told = expect_sqlstate(port.with_password("wrong").connect().await, "28P01", "a wrong password")?;
     ensure!(told.contains("password authentication failed"), "{told}");
     let stranger = Endpoint { user: "stranger".to_owned(), ..port.clone() };
     expect_sqlstate(stranger.connect().await, "28P01", "an unknown user")?;
     // Nobody reaches the daemon's own database or role.
-    let error = port.with_database("postgres").connect().await.err().context("the database postgres was entered")?;
+    let error =
+        port.with_database("postgres").connect().await.err().context("the database postgres was entered")?;
     ensure!(sqlstate(&error).is_some(), "{}", tell(&error));
     let superuser = Endpoint { user: "quorate".to_owned(), password: String::new(), ..port.clone() };
     ensure!(superuser.connect().await.is_err(), "the superuser was let in");
@@ -175,7 +184,8 @@ async fn psql(port: &Endpoint) -> anyhow::Result<()> {
     let said = driver::psql(&port.url(), script, PROGRAM_LIMIT).await?;
     ensure!(said.success && said.out == "1\tone\n2\ttwo\n2\n", "{said:?}");
 
-    let said = driver::psql(&format!("{}?sslmode=require", port.url()), "\\conninfo\n", PROGRAM_LIMIT).await?;
+    let said =
+        driver::psql(&format!("{}?sslmode=require", port.url()), "\\conninfo\n", PROGRAM_LIMIT).await?;
     ensure!(said.success && said.out.contains("SSL") && said.out.contains("TLSv1"), "TLS: {said:?}");
     let said = driver::psql(&format!("{}?sslmode=disable", port.url()), "SELECT 1;\n", PROGRAM_LIMIT).await?;
     ensure!(said.success, "without TLS: {said:?}");
@@ -185,6 +195,9 @@ async fn psql(port: &Endpoint) -> anyhow::Result<()> {
     let said = driver::psql(&port.with_database("nowhere").url(), "", PROGRAM_LIMIT).await?;
     ensure!(!said.success && said.err.contains("database \"nowhere\" does not exist"), "{said:?}");
     let said = driver::psql(&port.with_password("wrong").url(), "", PROGRAM_LIMIT).await?;
-    ensure!(!said.success && said.err.contains("password authentication failed for user \"demo\""), "{said:?}");
+    ensure!(
+        !said.success && said.err.contains("password authentication failed for user \"demo\""),
+        "{said:?}"
+    );
     Ok(())
 }

@@ -59,7 +59,10 @@ async fn full_node(cluster: &Cluster) -> anyhow::Result<()> {
     }
     cluster.nodes()[1].app().session().await.context("another node is not full")?;
     drop(sessions.pop());
-    wait::until("room again", Duration::from_secs(5), async || Ok(port.connect().await.map_err(|e| e.to_string()))).await?;
+    wait::until("room again", Duration::from_secs(5), async || {
+        Ok(port.connect().await.map_err(|e| e.to_string()))
+    })
+    .await?;
     Ok(())
 }
 

@@ -1,8 +1,8 @@
 //! What may be asked of the partition map, and how it refuses.
 
 use crate::{
-    Configuration, DatabaseId, Event, Lineage, NodeId, NodeRecord, OperationId, OperationState,
-    ReplicaId, ReplicaState, ServerId,
+    Configuration, DatabaseId, Event, Lineage, NodeId, NodeRecord, OperationId, OperationState, ReplicaId,
+    ReplicaState, ServerId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -11,19 +11,55 @@ use serde::{Deserialize, Serialize};
 pub enum Command {
     /// A node tells who it is; repeated at every start.
     RegisterNode(NodeRecord),
-    CreateServer { name: String, admin: String, verifier: String },
-    DropServer { name: String },
+    CreateServer {
+        name: String,
+        admin: String,
+        verifier: String,
+    },
+    DropServer {
+        name: String,
+    },
     /// Records the database in phase Creating, with the first node of `placement` as its first primary's.
-    CreateDatabase { server: String, name: String, placement: Vec<NodeId>, now_ms: u64 },
-    DropDatabase { server: String, name: String, now_ms: u64 },
+    CreateDatabase {
+        server: String,
+        name: String,
+        placement: Vec<NodeId>,
+        now_ms: u64,
+    },
+    DropDatabase {
+        server: String,
+        name: String,
+        now_ms: u64,
+    },
     /// Starts a move or a switchover of an existing database.
-    BeginSwitchover { database: DatabaseId, to: Option<NodeId>, now_ms: u64 },
-    BeginMove { database: DatabaseId, from: NodeId, to: NodeId, now_ms: u64 },
+    BeginSwitchover {
+        database: DatabaseId,
+        to: Option<NodeId>,
+        now_ms: u64,
+    },
+    BeginMove {
+        database: DatabaseId,
+        from: NodeId,
+        to: NodeId,
+        now_ms: u64,
+    },
     /// Says where an operation stands. Refused once it is over (I13).
-    Progress { operation: OperationId, step: String, now_ms: u64 },
-    EndOperation { operation: OperationId, state: OperationState, now_ms: u64 },
+    Progress {
+        operation: OperationId,
+        step: String,
+        now_ms: u64,
+    },
+    EndOperation {
+        operation: OperationId,
+        state: OperationState,
+        now_ms: u64,
+    },
     /// Changes a database, if it still has that version.
-    Reconfigure { database: DatabaseId, version: u64, change: Change },
+    Reconfigure {
+        database: DatabaseId,
+        version: u64,
+        change: Change,
+    },
     /// Several at once, so that the databases of a lost node fail over in few log entries. Each stands for itself.
     Batch(Vec<Command>),
     Record(Event),
@@ -33,22 +69,44 @@ pub enum Command {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
     /// Adds a learner on `node`; its id is in [`Applied::Replica`].
-    AllocateReplica { node: NodeId },
+    AllocateReplica {
+        node: NodeId,
+    },
     /// Removes a replica that no configuration contains; its node deletes the data.
-    DropReplica { replica: ReplicaId },
-    MarkReplica { replica: ReplicaId, state: ReplicaState },
+    DropReplica {
+        replica: ReplicaId,
+    },
+    MarkReplica {
+        replica: ReplicaId,
+        state: ReplicaState,
+    },
     /// Stable -> Joint, towards `current` (R1: recorded before any new voter's flush may count).
-    Join { current: Configuration },
+    Join {
+        current: Configuration,
+    },
     /// Creating, Joint or Promoting -> Stable, once the barrier of `current` has passed.
-    Stabilize { lineage: Option<Lineage> },
+    Stabilize {
+        lineage: Option<Lineage>,
+    },
     /// Any phase but Creating and Dropping -> Electing, with the next primary epoch.
-    Elect { coordinator: NodeId },
+    Elect {
+        coordinator: NodeId,
+    },
     /// Electing or QuorumLost -> Promoting.
-    Promote { coordinator: NodeId, current: Configuration },
+    Promote {
+        coordinator: NodeId,
+        current: Configuration,
+    },
     /// Electing -> QuorumLost.
-    LoseQuorum { coordinator: NodeId, missing: Vec<ReplicaId> },
+    LoseQuorum {
+        coordinator: NodeId,
+        missing: Vec<ReplicaId>,
+    },
     /// Stable -> Switching.
-    Switch { coordinator: NodeId, to: Option<ReplicaId> },
+    Switch {
+        coordinator: NodeId,
+        to: Option<ReplicaId>,
+    },
     /// Dropping, when every reachable node has deleted its data: the record goes.
     Remove,
 }
@@ -59,7 +117,10 @@ pub enum Applied {
     Done,
     Server(ServerId),
     /// An operation was recorded for this database.
-    Operation { id: OperationId, database: DatabaseId },
+    Operation {
+        id: OperationId,
+        database: DatabaseId,
+    },
     Replica(ReplicaId),
     /// The database's new version.
     Version(u64),

@@ -105,9 +105,8 @@ mod tests {
             for k in 1..=voters as u32 {
                 let c = Configuration::new(ReplicaId(0), (1..=voters).map(ReplicaId), k);
                 let all: Vec<ReplicaId> = c.members().collect();
-                let quorums: Vec<_> = subsets(&all)
-                    .filter(|q| q.contains(&c.primary) && q.len() > k as usize)
-                    .collect();
+                let quorums: Vec<_> =
+                    subsets(&all).filter(|q| q.contains(&c.primary) && q.len() > k as usize).collect();
                 for fenced in subsets(&all) {
                     let meets_all = quorums.iter().all(|q| !q.is_disjoint(&fenced));
                     assert_eq!(c.is_covered_by(&fenced), meets_all, "{c:?} {fenced:?}");

@@ -1,8 +1,6 @@
 //! The map's record of a database (DESIGN §4).
 
-use crate::{
-    Configuration, DatabaseId, Epoch, Lineage, NodeId, OperationId, ReplicaId, ServerId,
-};
+use crate::{Configuration, DatabaseId, Epoch, Lineage, NodeId, OperationId, ReplicaId, ServerId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,7 +37,9 @@ pub struct Replica {
 pub enum ReplicaState {
     Up,
     /// Not heard of since then (Unix milliseconds by the recorder's clock; drives the slow replacement only).
-    Down { since_ms: u64 },
+    Down {
+        since_ms: u64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,12 +49,22 @@ pub enum Phase {
     Stable,
     /// Voters are being changed; commits may be acknowledged under `previous` or `current`.
     Joint,
-    Electing { coordinator: NodeId },
-    Promoting { coordinator: NodeId },
+    Electing {
+        coordinator: NodeId,
+    },
+    Promoting {
+        coordinator: NodeId,
+    },
     /// The gate parks sessions while the log moves to `to`.
-    Switching { coordinator: NodeId, to: Option<ReplicaId> },
+    Switching {
+        coordinator: NodeId,
+        to: Option<ReplicaId>,
+    },
     /// No fence set covers: the answers of `missing` (any that completes the cover) are waited for.
-    QuorumLost { coordinator: NodeId, missing: Vec<ReplicaId> },
+    QuorumLost {
+        coordinator: NodeId,
+        missing: Vec<ReplicaId>,
+    },
     Dropping,
 }
 

@@ -94,19 +94,17 @@ impl PartitionMap {
                 self.create_database(&server, name, &placement, now_ms)
             }
             Command::DropDatabase { server, name, now_ms } => self.drop_database(&server, &name, now_ms),
-            Command::BeginSwitchover { database, to, now_ms } => {
-                self.begin_switchover(database, to, now_ms)
-            }
-            Command::BeginMove { database, from, to, now_ms } => {
-                self.begin_move(database, from, to, now_ms)
-            }
+            Command::BeginSwitchover { database, to, now_ms } => self.begin_switchover(database, to, now_ms),
+            Command::BeginMove { database, from, to, now_ms } => self.begin_move(database, from, to, now_ms),
             Command::Progress { operation, step, now_ms } => {
                 let operation = self.running(operation)?;
                 operation.step = step;
                 operation.updated_ms = now_ms;
                 Ok(Applied::Done)
             }
-            Command::EndOperation { operation, state, now_ms } => self.end_operation(operation, state, now_ms),
+            Command::EndOperation { operation, state, now_ms } => {
+                self.end_operation(operation, state, now_ms)
+            }
             Command::Reconfigure { database, version, change } => self.reconfigure(database, version, change),
             Command::Batch(commands) => {
                 Ok(Applied::Batch(commands.into_iter().map(|c| self.apply(c)).collect()))
@@ -182,13 +180,14 @@ impl PartitionMap {
         if RESERVED_DATABASES.contains(&name.as_str()) {
             return Err(Refusal::InvalidName(format!("database name \"{name}\" is reserved")));
         }
-        let server_id =
-            self.server_named(server).ok_or_else(|| Refusal::NoSuchServer(server.to_owned()))?.id;
+        let server_id = self.server_named(server).ok_or_else(|| Refusal::NoSuchServer(server.to_owned()))?.id;
         if self.database_named(server, &name).is_some() {
             return Err(Refusal::AlreadyExists(format!("database \"{server}.{name}\"")));
         }
         if self.databases.len() >= MAX_DATABASES {
-            return Err(Refusal::LimitReached(format!("this cluster holds at most {MAX_DATABASES} databases")));
+            return Err(Refusal::LimitReached(format!(
+                "this cluster holds at most {MAX_DATABASES} databases"
+            )));
         }
         if placement.len() < 2 || placement.len() > MAX_REPLICAS {
             return Err(Refusal::Unsafe("a database needs at least two copies".to_owned()));
@@ -380,7 +379,9 @@ impl PartitionMap {
         }
         if change == Change::Remove {
             if self.database(id)?.phase != Phase::Dropping {
-                return Err(Refusal::WrongPhase("only a database that is being dropped can be removed".to_owned()));
+                return Err(Refusal::WrongPhase(
+                    "only a database that is being dropped can be removed".to_owned(),
+                ));
             }
             self.databases.remove(&id);
             return Ok(Applied::Done);
@@ -419,7 +420,9 @@ impl Database {
     fn change(&mut self, change: Change) -> Result<(), Refusal> {
         match change {
             // Both need the map around the database and are done by the caller.
-            Change::AllocateReplica { .. } | Change::Remove => return Err(wrong_phase(self, "be changed so")),
+            Change::AllocateReplica { .. } | Change::Remove => {
+                return Err(wrong_phase(self, "be changed so"));
+            }
             Change::DropReplica { replica } => {
                 if self.members().contains(&replica) {
                     return Err(Refusal::Unsafe(format!(
@@ -500,8 +503,7 @@ pub const RESERVED_DATABASES: [&str; 4] = ["postgres", "template0", "template1",
 /// Names are lower-case identifiers, so that they need no quotes in SQL, DNS labels or file names.
 fn check_name(what: &str, name: &str) -> Result<(), Refusal> {
     let starts_well = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
-    let all_well =
-        name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-');
+    let all_well = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-');
     if starts_well && all_well && name.len() <= MAX_NAME {
         return Ok(());
     }

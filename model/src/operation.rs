@@ -23,9 +23,15 @@ pub enum OperationKind {
     CreateDatabase,
     DropDatabase,
     /// Make another replica the primary without losing a session. `to` is chosen after the freeze when absent.
-    Switchover { to: Option<NodeId> },
+    Switchover {
+        to: Option<NodeId>,
+    },
     /// Build a copy on `to`, then drop `from`.
-    MoveReplica { from: ReplicaId, to: NodeId, built: ReplicaId },
+    MoveReplica {
+        from: ReplicaId,
+        to: NodeId,
+        built: ReplicaId,
+    },
 }
 
 impl OperationKind {

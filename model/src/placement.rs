@@ -32,8 +32,7 @@ pub fn place_database(
     copies: usize,
 ) -> Result<Vec<NodeId>, NoPlace> {
     let loads = loads(map);
-    let mut candidates: Vec<NodeId> =
-        map.nodes.keys().copied().filter(|n| usable.contains(n)).collect();
+    let mut candidates: Vec<NodeId> = map.nodes.keys().copied().filter(|n| usable.contains(n)).collect();
     candidates.sort_by_key(|n| (loads[n].1, loads[n].0, *n));
     let mut chosen = Vec::new();
     let mut domains = BTreeSet::new();
@@ -42,7 +41,9 @@ pub fn place_database(
             .iter()
             .copied()
             .filter(|n| !chosen.contains(n) && !domains.contains(&map.nodes[n].fault_domain))
-            .min_by_key(|n| if chosen.is_empty() { (loads[n].1, loads[n].0, *n) } else { (loads[n].0, loads[n].1, *n) });
+            .min_by_key(|n| {
+                if chosen.is_empty() { (loads[n].1, loads[n].0, *n) } else { (loads[n].0, loads[n].1, *n) }
+            });
         match next {
             Some(node) => {
                 domains.insert(map.nodes[&node].fault_domain.clone());

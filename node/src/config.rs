@@ -193,8 +193,7 @@ impl Config {
     /// The ring's key.
     pub fn cluster_key(&self) -> anyhow::Result<[u8; 32]> {
         let path = &self.cluster_key_file;
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
+        let text = std::fs::read_to_string(path).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
         let text = text.trim();
         anyhow::ensure!(text.len() == 64, "{}: must hold 64 hexadecimal digits", path.display());
         let mut key = [0; 32];
@@ -235,7 +234,8 @@ mod tests {
 
     #[test]
     fn reports_all_faults_together() {
-        let text = GOOD.replace("id = 1\n", "id = 0\n").replace("/run/quorate/n1", "run") + "[timings]\nlease_ms = 5000\n";
+        let text = GOOD.replace("id = 1\n", "id = 0\n").replace("/run/quorate/n1", "run")
+            + "[timings]\nlease_ms = 5000\n";
         let config: Config = toml::from_str(&text).unwrap();
         let faults = config.faults().join("\n");
         for part in ["id:", "run_dir:", "lease_ms:", "peers:"] {

@@ -66,7 +66,8 @@ impl Cancels {
             return;
         }
         let nodes = self.peers.nodes();
-        let others = nodes.into_iter().filter(|n| *n != self.peers.me() && node_part(*n) == secret & NODE_MASK);
+        let others =
+            nodes.into_iter().filter(|n| *n != self.peers.me() && node_part(*n) == secret & NODE_MASK);
         for node in others {
             self.tell(node, &Question::Cancel { pid, secret }).await;
         }

@@ -11,7 +11,16 @@ use std::sync::LazyLock;
 
 /// What a text mentions. Bits of [`Marks`], by the index of the pattern.
 const PATTERNS: [&str; 10] = [
-    "synchronous_commit", "set_config", "commit", "rollback", "abort", "prepare", "end", "temp", "advisory_lock", "hold",
+    "synchronous_commit",
+    "set_config",
+    "commit",
+    "rollback",
+    "abort",
+    "prepare",
+    "end",
+    "temp",
+    "advisory_lock",
+    "hold",
 ];
 /// Longest pattern: what must be joined where a text is cut.
 const OVERLAP_BYTES: usize = 17;
@@ -142,7 +151,11 @@ impl StreamedText {
         if marks.has(Marks::TEMP) {
             marks.add(Marks::MAKES_TEMP);
         }
-        if marks.has(Marks::COMMIT) || marks.has(Marks::END) || marks.has(Marks::ROLLBACK) || marks.has(Marks::ABORT) {
+        if marks.has(Marks::COMMIT)
+            || marks.has(Marks::END)
+            || marks.has(Marks::ROLLBACK)
+            || marks.has(Marks::ABORT)
+        {
             marks.add(Marks::MAY_COMMIT);
         }
         marks
@@ -234,20 +247,48 @@ mod tests {
 
     #[test]
     fn commits_are_suspected() {
-        for text in ["commit", "COMMIT;", "end", " END work", "select 1; end", "/* x */ end", "rollback; insert into t values (1)", "prepare  transaction 'x'", "commit and chain"] {
+        for text in [
+            "commit",
+            "COMMIT;",
+            "end",
+            " END work",
+            "select 1; end",
+            "/* x */ end",
+            "rollback; insert into t values (1)",
+            "prepare  transaction 'x'",
+            "commit and chain",
+        ] {
             assert!(read(text.as_bytes()).has(Marks::MAY_COMMIT), "{text}");
         }
-        for text in ["select 1", "rollback", "ROLLBACK;", "rollback to s", "abort", "select pending from calendar", "select case when a then b end", "prepare p as select 1"] {
+        for text in [
+            "select 1",
+            "rollback",
+            "ROLLBACK;",
+            "rollback to s",
+            "abort",
+            "select pending from calendar",
+            "select case when a then b end",
+            "prepare p as select 1",
+        ] {
             assert!(!read(text.as_bytes()).has(Marks::MAY_COMMIT), "{text}");
         }
     }
 
     #[test]
     fn temporary_things_are_found() {
-        for text in ["create temp table t (a int)", "CREATE TEMPORARY VIEW v as select 1", "create local temp table t()", "create or replace temp view v as select 1", "select 1 into temp t", "create table pg_temp.x()"] {
+        for text in [
+            "create temp table t (a int)",
+            "CREATE TEMPORARY VIEW v as select 1",
+            "create local temp table t()",
+            "create or replace temp view v as select 1",
+            "select 1 into temp t",
+            "create table pg_temp.x()",
+        ] {
             assert!(read(text.as_bytes()).has(Marks::MAKES_TEMP), "{text}");
         }
-        for text in ["select temperature from t", "insert into temperatures values (1)", "create table templates ()"] {
+        for text in
+            ["select temperature from t", "insert into temperatures values (1)", "create table templates ()"]
+        {
             assert!(!read(text.as_bytes()).has(Marks::MAKES_TEMP), "{text}");
         }
     }

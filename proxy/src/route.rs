@@ -60,7 +60,8 @@ pub fn route(map: &PartitionMap, user: &str, asked: &str) -> Result<Target, Rout
         None => (user, None),
     };
     // A database that was not named is named after the user.
-    let asked_name = asked.strip_suffix(&by_user.map(|s| format!("@{s}")).unwrap_or_default()).unwrap_or(asked);
+    let asked_name =
+        asked.strip_suffix(&by_user.map(|s| format!("@{s}")).unwrap_or_default()).unwrap_or(asked);
     let (name, by_name) = match asked_name.split_once('.') {
         Some((server, name)) => (name, Some(server)),
         None => (asked_name, None),
@@ -100,14 +101,22 @@ fn target(map: &PartitionMap, database: &Database, user: &str) -> Target {
         server: database.server,
         user: user.to_owned(),
         name: database.name.clone(),
-        mock_secret: map.servers.get(&database.server).map(|s| s.verifier.clone().into_bytes()).unwrap_or_default(),
+        mock_secret: map
+            .servers
+            .get(&database.server)
+            .map(|s| s.verifier.clone().into_bytes())
+            .unwrap_or_default(),
     }
 }
 
 /// Where the primary of a database is, as far as the map knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    At { node: NodeId, replica: ReplicaId, epoch: Epoch },
+    At {
+        node: NodeId,
+        replica: ReplicaId,
+        epoch: Epoch,
+    },
     /// Nowhere yet: the phase says why.
     Nowhere(&'static str),
     /// The database is no more.
@@ -160,7 +169,13 @@ mod tests {
         }
         for (server, name) in [("acme", "app"), ("beta", "app"), ("acme", "only")] {
             let placement = vec![NodeId(1), NodeId(2)];
-            map.apply(Command::CreateDatabase { server: server.into(), name: name.into(), placement, now_ms: 0 }).unwrap();
+            map.apply(Command::CreateDatabase {
+                server: server.into(),
+                name: name.into(),
+                placement,
+                now_ms: 0,
+            })
+            .unwrap();
         }
         map
     }
@@ -168,7 +183,9 @@ mod tests {
     #[test]
     fn finds_by_every_form() {
         let map = map();
-        let found = |user: &str, name: &str| route(&map, user, name).map(|t| (t.user, map.full_name(&map.databases[&t.database])));
+        let found = |user: &str, name: &str| {
+            route(&map, user, name).map(|t| (t.user, map.full_name(&map.databases[&t.database])))
+        };
         assert_eq!(found("u", "only").unwrap(), ("u".into(), "acme.only".into()));
         assert_eq!(found("u@beta", "app").unwrap(), ("u".into(), "beta.app".into()));
         assert_eq!(found("u", "acme.app").unwrap(), ("u".into(), "acme.app".into()));

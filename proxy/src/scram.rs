@@ -102,7 +102,11 @@ pub struct Exchange {
 
 impl Exchange {
     /// Takes the client's first message; the second value is the answer to it. `nonce` is fresh and printable.
-    pub fn begin(verifier: Verifier, client_first: &[u8], nonce: &str) -> Result<(Exchange, String), ScramError> {
+    pub fn begin(
+        verifier: Verifier,
+        client_first: &[u8],
+        nonce: &str,
+    ) -> Result<(Exchange, String), ScramError> {
         let text = std::str::from_utf8(client_first).map_err(|_| ScramError::Malformed)?;
         let mut parts = text.splitn(3, ',');
         let (Some(binding), Some(authzid), Some(bare)) = (parts.next(), parts.next(), parts.next()) else {
@@ -122,7 +126,8 @@ impl Exchange {
         let client_nonce = attributes.next().and_then(|a| a.strip_prefix("r="));
         let (Some(_), Some(client_nonce)) = (name, client_nonce) else { return Err(ScramError::Malformed) };
         let nonce = format!("{client_nonce}{nonce}");
-        let server_first = format!("r={nonce},s={},i={}", STANDARD.encode(&verifier.salt), verifier.iterations);
+        let server_first =
+            format!("r={nonce},s={},i={}", STANDARD.encode(&verifier.salt), verifier.iterations);
         let exchange = Exchange {
             verifier,
             gs2_header: format!("{binding},,").into_bytes(),

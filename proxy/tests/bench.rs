@@ -35,7 +35,10 @@ async fn pgbench_select_only_against_a_direct_connection() {
     cluster.open(1, &postgres);
     let socket = postgres.socket();
     let socket = socket.to_str().unwrap();
-    let made = Process::new(bin("pgbench")).args(["-h", socket, "-U", "quorate", "-i", "-q", "-s", "5", "app"]).output().unwrap();
+    let made = Process::new(bin("pgbench"))
+        .args(["-h", socket, "-U", "quorate", "-i", "-q", "-s", "5", "app"])
+        .output()
+        .unwrap();
     assert!(made.status.success());
     postgres.admin().await.batch_execute("grant all on all tables in schema public to demo").await.unwrap();
     let ports = [1, 2].map(|n: usize| cluster.nodes[n - 1].proxy.address().port());
@@ -49,7 +52,8 @@ async fn pgbench_select_only_against_a_direct_connection() {
             for (name, port) in ["local", "remote"].iter().zip(ports) {
                 let before = cpu_us();
                 let tps = pgbench(args, "127.0.0.1", port, "demo");
-                let seconds: f64 = std::env::var("BENCH_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(4.0);
+                let seconds: f64 =
+                    std::env::var("BENCH_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(4.0);
                 let cpu = (cpu_us() - before) / (tps * seconds);
                 line += &format!("  {name} {tps:.0} ({:.2}, {cpu:.1} us cpu)", tps / direct);
             }

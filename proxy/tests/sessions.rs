@@ -66,7 +66,8 @@ async fn both_protocols_copies_and_large_results_pass() {
         let sink = client.copy_in("copy t from stdin").await.unwrap();
         tokio::pin!(sink);
         for i in 0..200 {
-            let rows: String = (0..100).map(|j| format!("{}\tsome text that is copied\n", i * 100 + j)).collect();
+            let rows: String =
+                (0..100).map(|j| format!("{}\tsome text that is copied\n", i * 100 + j)).collect();
             sink.send(Bytes::from(rows)).await.unwrap();
         }
         assert_eq!(soon(sink.finish()).await.unwrap(), 20_000);
@@ -172,14 +173,16 @@ async fn statements_that_weaken_commits_are_refused_in_their_place() {
     cluster.open(1, &postgres);
     for node in [1, 2] {
         let client = soon(cluster.connect(node)).await;
-        for text in ["set synchronous_commit = off", "select set_config('synchronous_commit', 'off', false)"] {
+        for text in ["set synchronous_commit = off", "select set_config('synchronous_commit', 'off', false)"]
+        {
             let error = client.batch_execute(text).await.unwrap_err();
             assert_eq!(code(&error), "0A000");
             assert!(error.as_db_error().unwrap().hint().is_some());
             let error = client.query(text, &[]).await.unwrap_err();
             assert_eq!(code(&error), "0A000");
         }
-        let error = client.query("select set_config($1, 'off', false)", &[&"synchronous_commit"]).await.unwrap_err();
+        let error =
+            client.query("select set_config($1, 'off', false)", &[&"synchronous_commit"]).await.unwrap_err();
         assert_eq!(code(&error), "0A000");
         let shown = client.query_one("show synchronous_commit", &[]).await.unwrap();
         assert_eq!(shown.get::<_, &str>(0), "on");

@@ -100,8 +100,11 @@ async fn a_statement_in_flight_ends_as_what_is_known_of_it() {
         let (mut first, second) = (Postgres::start().await, Postgres::start().await);
         let cluster = Cluster::start().await;
         cluster.open(1, &first);
-        let (outside, inside, committing) =
-            (soon(cluster.connect(entry)).await, soon(cluster.connect(entry)).await, soon(cluster.connect(entry)).await);
+        let (outside, inside, committing) = (
+            soon(cluster.connect(entry)).await,
+            soon(cluster.connect(entry)).await,
+            soon(cluster.connect(entry)).await,
+        );
         inside.batch_execute("begin; select 1").await.unwrap();
         committing.batch_execute("begin; create table c (a int)").await.unwrap();
         let outside = tokio::spawn(async move { outside.batch_execute("select pg_sleep(60)").await });
@@ -109,7 +112,12 @@ async fn a_statement_in_flight_ends_as_what_is_known_of_it() {
             let result = inside.batch_execute("select pg_sleep(60)").await;
             (result, number(&inside, "select 8").await)
         });
-        first.admin().await.batch_execute("alter system set synchronous_standby_names = 'ANY 1 (nobody)'").await.unwrap();
+        first
+            .admin()
+            .await
+            .batch_execute("alter system set synchronous_standby_names = 'ANY 1 (nobody)'")
+            .await
+            .unwrap();
         first.admin().await.batch_execute("select pg_reload_conf()").await.unwrap();
         tokio::time::sleep(Duration::from_millis(200)).await;
         let committing = tokio::spawn(async move { committing.batch_execute("commit").await });
@@ -206,8 +214,11 @@ async fn parking_moves_idle_sessions_and_waits_for_transactions() {
     cluster.open(1, &first);
     let mut clients = Vec::new();
     for entry in [1, 2] {
-        let (idle, short, long) =
-            (soon(cluster.connect(entry)).await, soon(cluster.connect(entry)).await, soon(cluster.connect(entry)).await);
+        let (idle, short, long) = (
+            soon(cluster.connect(entry)).await,
+            soon(cluster.connect(entry)).await,
+            soon(cluster.connect(entry)).await,
+        );
         short.batch_execute("begin").await.unwrap();
         long.batch_execute("begin").await.unwrap();
         clients.push((idle, short, long));
@@ -242,7 +253,10 @@ async fn a_cancelled_wait_for_the_quorum_is_an_error_and_a_barrier_follows() {
     let admin = postgres.admin().await;
     admin.batch_execute("create table t (a int); grant all on t to demo").await.unwrap();
     let sync_names = async |names: &str| {
-        admin.batch_execute(&format!("alter system set synchronous_standby_names = '{names}'")).await.unwrap();
+        admin
+            .batch_execute(&format!("alter system set synchronous_standby_names = '{names}'"))
+            .await
+            .unwrap();
         admin.batch_execute("select pg_reload_conf()").await.unwrap();
         tokio::time::sleep(Duration::from_millis(300)).await;
     };
@@ -305,7 +319,9 @@ async fn malformed_streams_end_with_a_reason() {
         soon(raw.0.read_to_end(&mut rest)).await.unwrap();
         assert!(String::from_utf8_lossy(&rest).contains("08P01"), "{bytes:?}: {rest:?}");
     }
-    for bytes in [&b"\0\0\0\x04"[..], b"\0\0\xff\xff....", b"\0\0\0\x09\0\x02\0\0\0", b"GET / HTTP/1.1\r\n\r\n"] {
+    for bytes in
+        [&b"\0\0\0\x04"[..], b"\0\0\xff\xff....", b"\0\0\0\x09\0\x02\0\0\0", b"GET / HTTP/1.1\r\n\r\n"]
+    {
         let mut stream = tokio::net::TcpStream::connect(cluster.nodes[0].proxy.address()).await.unwrap();
         stream.write_all(bytes).await.unwrap();
         let mut rest = Vec::new();
@@ -329,7 +345,8 @@ impl RawClient {
     async fn log_in(cluster: &Cluster, node: usize) -> RawClient {
         use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
         use tokio::io::AsyncWriteExt;
-        let mut raw = RawClient(tokio::net::TcpStream::connect(cluster.nodes[node - 1].proxy.address()).await.unwrap());
+        let mut raw =
+            RawClient(tokio::net::TcpStream::connect(cluster.nodes[node - 1].proxy.address()).await.unwrap());
         let startup = quorate_proxy::wire::startup::startup_message("demo", "app", &[]);
         raw.0.write_all(&startup).await.unwrap();
         let mut scram = ScramSha256::new(b"demo", ChannelBinding::unsupported());

@@ -92,7 +92,8 @@ fn fault(edge: &Edge) -> Option<String> {
         };
     }
     let (_, keepers) = KEPT.iter().find(|(name, _)| name == to)?;
-    (!keepers.contains(&from.as_str())).then(|| format!("{from} -> {to} (only {} may name it)", keepers.join(", ")))
+    (!keepers.contains(&from.as_str()))
+        .then(|| format!("{from} -> {to} (only {} may name it)", keepers.join(", ")))
 }
 
 #[cfg(test)]
@@ -106,7 +107,10 @@ mod tests {
     #[test]
     fn the_workspace_is_as_drawn() -> anyhow::Result<()> {
         let found = of_workspace()?;
-        assert!(found.iter().any(|e| e.from == "node" && e.to == "model"), "the reader sees edges: {found:?}");
+        assert!(
+            found.iter().any(|e| e.from == "node" && e.to == "model"),
+            "the reader sees edges: {found:?}"
+        );
         assert_eq!(wrong(&found), Vec::<String>::new());
         Ok(())
     }
@@ -122,7 +126,12 @@ mod tests {
 
     #[test]
     fn an_edge_upwards_is_caught() {
-        for (from, to) in [("model", "transport"), ("ring", "transport"), ("proxy", "partition-map"), ("integration", "node")] {
+        for (from, to) in [
+            ("model", "transport"),
+            ("ring", "transport"),
+            ("proxy", "partition-map"),
+            ("integration", "node"),
+        ] {
             assert_eq!(wrong(&[edge(from, to, true)]).len(), 1, "{from} -> {to}");
         }
         assert_eq!(wrong(&[edge("node", "proxy", true), edge("proxy", "model", true)]), Vec::<String>::new());

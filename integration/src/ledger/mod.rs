@@ -6,8 +6,8 @@
 //! before it was sent, and a row that was read and then vanished.
 
 pub mod check;
-pub mod record;
 mod reader;
+pub mod record;
 pub mod shared;
 mod writer;
 

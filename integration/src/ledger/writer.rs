@@ -72,7 +72,9 @@ impl Writer {
             let told = self.shared.now();
             let outcome = match &answer {
                 Ok(Ok(())) => Outcome::Acknowledged,
-                Ok(Err((Stage::Before, error))) => Outcome::Failed(sqlstate(error).unwrap_or("closed").to_owned()),
+                Ok(Err((Stage::Before, error))) => {
+                    Outcome::Failed(sqlstate(error).unwrap_or("closed").to_owned())
+                }
                 Ok(Err((Stage::Commit, error))) => Outcome::of(error),
                 Err(_) => Outcome::Unknown("no answer".to_owned()),
             };

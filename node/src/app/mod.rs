@@ -134,14 +134,8 @@ pub async fn start(plan: Plan, stop: CancellationToken) -> anyhow::Result<App> {
         admission,
         stop.clone(),
     )?;
-    let agent_config = AgentConfig {
-        node,
-        replicas_dir,
-        run_dir: plan.run_dir,
-        postgres,
-        user,
-        limits: plan.limits,
-    };
+    let agent_config =
+        AgentConfig { node, replicas_dir, run_dir: plan.run_dir, postgres, user, limits: plan.limits };
     let agent = Agent::start(agent_config, shared_map, leader, peers.clone(), bridge, stop.clone());
     agent.serve(coordinator);
     // The ring grants and asks for leases from here on.

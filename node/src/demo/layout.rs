@@ -128,7 +128,10 @@ impl Layout {
                 [("client", l.client), ("admin", l.admin), ("peer", l.peer), ("http", l.http)]
             {
                 if let Err(error) = TcpListener::bind(address) {
-                    bail!("the {what} port {address} of {} cannot be opened: {error}; hint: give another --base-port", config.name);
+                    bail!(
+                        "the {what} port {address} of {} cannot be opened: {error}; hint: give another --base-port",
+                        config.name
+                    );
                 }
             }
         }
@@ -168,9 +171,11 @@ fn run_dir(home: &Path) -> PathBuf {
         return beside;
     }
     // FNV-1a: only has to differ between demos of one machine.
-    let hash = home.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
-        (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = home
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
     PathBuf::from(format!("/tmp/quorate-{hash:016x}"))
 }
 

@@ -21,7 +21,8 @@ impl Gate {
     /// Cancels what the backend `pid` is doing for its session here, if it does something.
     pub(crate) async fn cancel(&self, pid: i32, secret: u32) {
         let slot = self.slots().into_iter().find(|slot| {
-            slot.backend().is_some_and(|b| b.database == self.database() && b.pid == pid && b.secret == secret)
+            slot.backend()
+                .is_some_and(|b| b.database == self.database() && b.pid == pid && b.secret == secret)
         });
         let Some(slot) = slot else { return };
         let asked_for = slot.activity();
@@ -34,7 +35,9 @@ impl Gate {
             match self.control.waits_for_quorum(generation, &socket, pid).await {
                 Ok(false) if slot.activity() != asked_for => return,
                 Ok(false) => {
-                    let sent = tokio::time::timeout(SEND_DEADLINE, send(&socket.join(".s.PGSQL.5432"), pid, secret)).await;
+                    let sent =
+                        tokio::time::timeout(SEND_DEADLINE, send(&socket.join(".s.PGSQL.5432"), pid, secret))
+                            .await;
                     if !matches!(sent, Ok(Ok(()))) {
                         tracing::warn!(database = %self.database(), "a cancel request could not be delivered");
                     }

@@ -88,7 +88,11 @@ async fn connect(generation: u64, socket: &Path) -> Result<Line, NoAnswer> {
 }
 
 /// The connection of that generation, made anew if need be.
-async fn line<'a>(held: &'a mut Option<Line>, generation: u64, socket: &Path) -> Result<&'a mut Line, NoAnswer> {
+async fn line<'a>(
+    held: &'a mut Option<Line>,
+    generation: u64,
+    socket: &Path,
+) -> Result<&'a mut Line, NoAnswer> {
     if held.as_ref().is_some_and(|l| l.generation != generation || l.client.is_closed()) {
         *held = None;
     }
@@ -123,8 +127,14 @@ impl Control {
     }
 
     /// The record of a login role, if there is one.
-    pub async fn role(&self, generation: u64, socket: &Path, role: &str) -> Result<Option<RoleRecord>, NoAnswer> {
-        const SQL: &str = "SELECT rolpassword, coalesce(rolvaliduntil < now(), false) FROM pg_authid WHERE rolname = $1";
+    pub async fn role(
+        &self,
+        generation: u64,
+        socket: &Path,
+        role: &str,
+    ) -> Result<Option<RoleRecord>, NoAnswer> {
+        const SQL: &str =
+            "SELECT rolpassword, coalesce(rolvaliduntil < now(), false) FROM pg_authid WHERE rolname = $1";
         self.ask(generation, socket, async |client| {
             let rows = client.query_typed(SQL, &[(&role, Type::TEXT)]).await?;
             let Some(row) = rows.first() else { return Ok(None) };

@@ -61,7 +61,10 @@ pub enum Door {
     /// Leave at the end of the transaction.
     Parking,
     /// Its generation is over.
-    Ended { end: End, why: String },
+    Ended {
+        end: End,
+        why: String,
+    },
 }
 
 /// How parking went.
@@ -196,7 +199,11 @@ impl Gate {
                 return parked;
             }
             inner.state = State::Held;
-            self.end(&mut inner, End::Cut, "the primary is being moved to another node and the transaction took too long to wait for");
+            self.end(
+                &mut inner,
+                End::Cut,
+                "the primary is being moved to another node and the transaction took too long to wait for",
+            );
             self.tell(inner);
             parked
         };

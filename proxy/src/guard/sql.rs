@@ -93,7 +93,8 @@ impl<'a> Iterator for Tokens<'a> {
             match first {
                 b if b.is_ascii_whitespace() => drop(self.take(1)),
                 b'-' if second == b'-' => {
-                    let length = self.0.iter().position(|b| matches!(b, b'\n' | b'\r')).unwrap_or(self.0.len());
+                    let length =
+                        self.0.iter().position(|b| matches!(b, b'\n' | b'\r')).unwrap_or(self.0.len());
                     self.take(length);
                 }
                 b'/' if second == b'*' => self.skip_block_comment(),
@@ -159,7 +160,8 @@ impl<'a> Statement<'a> {
             }
             Token::Literal(text) if contains_ignoring_case(text, TARGET) => {
                 self.mentions = true;
-                self.executable_literal |= mentions_word(text, b"set") || contains_ignoring_case(text, b"set_config");
+                self.executable_literal |=
+                    mentions_word(text, b"set") || contains_ignoring_case(text, b"set_config");
             }
             _ => {}
         }
@@ -174,8 +176,8 @@ impl<'a> Statement<'a> {
         }
         let first = |words: &[&[u8]]| words.iter().any(|w| self.first.eq_ignore_ascii_case(w));
         const HARMLESS: [&[u8]; 17] = [
-            b"select", b"with", b"insert", b"update", b"delete", b"merge", b"values", b"table", b"show", b"reset",
-            b"explain", b"comment", b"fetch", b"copy", b"declare", b"analyze", b"drop",
+            b"select", b"with", b"insert", b"update", b"delete", b"merge", b"values", b"table", b"show",
+            b"reset", b"explain", b"comment", b"fetch", b"copy", b"declare", b"analyze", b"drop",
         ];
         if first(&HARMLESS) || self.first.is_empty() {
             return false;
@@ -240,7 +242,9 @@ pub fn makes_temp(text: &[u8]) -> bool {
     for word in text.split(|b| !is_word(*b)).filter(|w| !w.is_empty()) {
         let is_temp = word.eq_ignore_ascii_case(b"temp") || word.eq_ignore_ascii_case(b"temporary");
         let makes: [&[u8]; 5] = [b"create", b"into", b"local", b"global", b"replace"];
-        if is_temp && makes.iter().any(|w| before.eq_ignore_ascii_case(w)) || word.eq_ignore_ascii_case(b"pg_temp") {
+        if is_temp && makes.iter().any(|w| before.eq_ignore_ascii_case(w))
+            || word.eq_ignore_ascii_case(b"pg_temp")
+        {
             return true;
         }
         before = word;

@@ -92,9 +92,13 @@ impl Relay {
             // Data of a COPY that has failed.
             (b'd' | b'c' | b'f', _) => Answer::Drop,
             (b'X', _) => Answer::Event(Event::ClientClosed),
-            (b'Q' | b'P' | b'B' | b'E' | b'D' | b'C' | b'H' | b'S' | b'F', None) => Answer::Event(Event::Request),
+            (b'Q' | b'P' | b'B' | b'E' | b'D' | b'C' | b'H' | b'S' | b'F', None) => {
+                Answer::Event(Event::Request)
+            }
             (b'Q' | b'F' | b'S', Some(Abort::Next(error))) => Answer::Whole(std::mem::take(error)),
-            (b'P' | b'B' | b'E' | b'D' | b'C' | b'H', Some(Abort::Next(error))) => Answer::Begin(std::mem::take(error)),
+            (b'P' | b'B' | b'E' | b'D' | b'C' | b'H', Some(Abort::Next(error))) => {
+                Answer::Begin(std::mem::take(error))
+            }
             (b'S', Some(Abort::SkipToSync)) => Answer::Ready,
             (b'Q' | b'P' | b'B' | b'E' | b'D' | b'C' | b'H' | b'F', Some(Abort::SkipToSync)) => Answer::Drop,
             _ => Answer::Event(Event::ClientMalformed("invalid frontend message type")),

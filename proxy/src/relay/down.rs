@@ -56,7 +56,9 @@ impl Relay {
                 Poll::Ready(Ok(n)) if n > 0 => step = Step::Moved,
                 Poll::Ready(_) => {
                     // Results that may not leave yet are waited for, then the end is told.
-                    if self.down.has_unjudged() && server.pass.as_ref().is_some_and(|p| p.may_enter() && !p.gate().is_leased()) {
+                    if self.down.has_unjudged()
+                        && server.pass.as_ref().is_some_and(|p| p.may_enter() && !p.gate().is_leased())
+                    {
                         return step;
                     }
                     return Step::Event(Event::ServerLost("the server closed the connection".to_owned()));
@@ -72,7 +74,8 @@ impl Relay {
             let front = match self.down.front(is_read_whole) {
                 Ok(front) => front,
                 Err(_) => {
-                    self.stop_down = Some(Event::ServerLost("the server sent a malformed message".to_owned()));
+                    self.stop_down =
+                        Some(Event::ServerLost("the server sent a malformed message".to_owned()));
                     return;
                 }
             };
@@ -85,7 +88,9 @@ impl Relay {
                 Front::Part(bytes) => self.down.pass(bytes),
                 Front::Whole(header) => match header.tag {
                     // Rows, and what frames them: the bulk of all messages.
-                    b'D' | b'T' | b'd' | b'1' | b'2' | b'n' | b't' | b'3' | b's' | b'I' if !self.is_dropping() => {
+                    b'D' | b'T' | b'd' | b'1' | b'2' | b'n' | b't' | b'3' | b's' | b'I'
+                        if !self.is_dropping() =>
+                    {
                         self.down.pass(header.total);
                     }
                     _ => {
@@ -145,7 +150,9 @@ impl Relay {
                 Verdict::Pass => {}
                 Verdict::Drop => judged = Judged::Drop,
                 Verdict::Replace(error) => {
-                    tracing::warn!("a commit's wait for its quorum was cancelled; its session was told 40003");
+                    tracing::warn!(
+                        "a commit's wait for its quorum was cancelled; its session was told 40003"
+                    );
                     return Judged::Replace(error);
                 }
                 Verdict::Barrier => return Judged::Stop(Event::Barrier),
@@ -185,7 +192,9 @@ impl Relay {
     /// Nobody will send the data that the server asks for: the client was told of an error already.
     fn fail_copy(&mut self) -> Judged {
         if !self.up.at_boundary() || !self.tracker.answers_simple() {
-            return Judged::Stop(Event::ServerLost("a COPY followed a commit whose wait was cancelled".to_owned()));
+            return Judged::Stop(Event::ServerLost(
+                "a COPY followed a commit whose wait was cancelled".to_owned(),
+            ));
         }
         self.up.insert(&COPY_FAIL);
         self.sent_up += COPY_FAIL.len() as u64;
@@ -205,7 +214,8 @@ impl Relay {
         }
         if self.refused > 0
             && header.total == seen
-            && field(body, b'M').is_some_and(|m| m.windows(REFUSED_TEXT.len()).any(|w| w == REFUSED_TEXT.as_bytes()))
+            && field(body, b'M')
+                .is_some_and(|m| m.windows(REFUSED_TEXT.len()).any(|w| w == REFUSED_TEXT.as_bytes()))
         {
             self.refused -= 1;
             return Judged::Replace(refusal("ERROR").bytes());

@@ -87,7 +87,14 @@ impl Server {
     }
 
     pub fn remote(stream: Stream) -> Self {
-        Server { stream, pass: None, socket: PathBuf::new(), egress: Egress::default(), deaf: false, dirty: false }
+        Server {
+            stream,
+            pass: None,
+            socket: PathBuf::new(),
+            egress: Egress::default(),
+            deaf: false,
+            dirty: false,
+        }
     }
 }
 
@@ -209,7 +216,11 @@ impl Relay {
 
     /// The request in flight never reached Postgres, which took only the first `delivered` bytes: it will be sent again.
     pub fn take_back(&mut self, delivered: u64) -> bool {
-        if self.tracker.is_idle() || !self.replay.whole || self.replay.start != delivered || !self.up.at_boundary() {
+        if self.tracker.is_idle()
+            || !self.replay.whole
+            || self.replay.start != delivered
+            || !self.up.at_boundary()
+        {
             return false;
         }
         self.up.discard_unsent();

@@ -155,7 +155,9 @@ impl Relay {
             (Role::Gate { .. }, _) => (Marks::default(), false),
             (_, b'Q') => read_text(body),
             (_, b'P') => read_text(c_string(body).map_or(body, |(_, text)| text)),
-            (_, b'B') if self.tracker.watches_binds() => (Marks::default(), guard::mentions_synchronous_commit(body)),
+            (_, b'B') if self.tracker.watches_binds() => {
+                (Marks::default(), guard::mentions_synchronous_commit(body))
+            }
             (_, b'F') => (Marks::default(), guard::mentions_synchronous_commit(body)),
             _ => (Marks::default(), false),
         };
@@ -198,7 +200,8 @@ impl Relay {
             return false;
         }
         self.replay.whole = false;
-        let has_text = matches!(header.tag, b'Q' | b'P' | b'F') || (header.tag == b'B' && self.tracker.watches_binds());
+        let has_text =
+            matches!(header.tag, b'Q' | b'P' | b'F') || (header.tag == b'B' && self.tracker.watches_binds());
         self.streamed = (self.role == Role::Entry && has_text).then(StreamedText::default);
         self.up.begin_large(header);
         true

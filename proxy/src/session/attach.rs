@@ -102,7 +102,10 @@ impl Shared {
         parameters: &[(String, String)],
         until: Instant,
     ) -> Result<Server, Attempt> {
-        let gate = self.gates.find(target.database).ok_or_else(|| Attempt::Again("the gate is closed".to_owned()))?;
+        let gate = self
+            .gates
+            .find(target.database)
+            .ok_or_else(|| Attempt::Again("the gate is closed".to_owned()))?;
         let wait = until.min(Instant::now() + GATE_WAIT);
         let (pass, socket) =
             gate.enter(slot, primary.epoch, wait).await.map_err(|why| Attempt::Again(why.to_string()))?;

@@ -120,8 +120,11 @@ impl<'a> Follow<'a> {
         if self.held.is_none() {
             self.held = self.shared.hold();
             if self.held.is_none() {
-                return Err(ErrorReply::error("53200", "too many clients wait for their databases on this node")
-                    .hint("Retry the request after 10 seconds, or at another node."));
+                return Err(ErrorReply::error(
+                    "53200",
+                    "too many clients wait for their databases on this node",
+                )
+                .hint("Retry the request after 10 seconds, or at another node."));
             }
         }
         Ok(())
@@ -135,7 +138,9 @@ impl<'a> Follow<'a> {
         }
         let hint = match phase {
             "creating" => "Wait until CREATE DATABASE has ended, and connect again.",
-            "quorum lost" => "Too many of its replicas are lost; see SHOW REPLICAS on the admin port, and bring their nodes back.",
+            "quorum lost" => {
+                "Too many of its replicas are lost; see SHOW REPLICAS on the admin port, and bring their nodes back."
+            }
             _ => "Retry the request after 10 seconds; see SHOW DATABASES and SHOW EVENTS on the admin port.",
         };
         ErrorReply::error("57P03", "the database has no open primary now").detail(detail + ".").hint(hint)

@@ -14,7 +14,8 @@ use crate::scram::{Exchange, MECHANISM, ScramError, Verifier};
 use crate::stream::Stream;
 use crate::wire::header::{HEADER_BYTES, c_string};
 use crate::wire::reply::{
-    AUTHENTICATION_OK, ErrorReply, authentication, backend_key, negotiate_version, parameter_status, ready_for_query,
+    AUTHENTICATION_OK, ErrorReply, authentication, backend_key, negotiate_version, parameter_status,
+    ready_for_query,
 };
 use crate::wire::startup::Startup;
 use base64::Engine;
@@ -97,7 +98,8 @@ async fn log_in(shared: &Arc<Shared>, relay: &mut Relay, startup: Startup) -> Re
     authenticate(relay, &target, record).await?;
 
     let until = Instant::now() + shared.config.hold;
-    let entry = shared.routes.register(target.database, &relay.slot, place(&shared.map.borrow(), target.database));
+    let entry =
+        shared.routes.register(target.database, &relay.slot, place(&shared.map.borrow(), target.database));
     let slot = Arc::clone(&relay.slot);
     let attached = tokio::select! {
         attached = shared.attach(&slot, &target, &startup.parameters, until) => attached?,
@@ -141,7 +143,8 @@ async fn role(shared: &Shared, target: &Target, until: Instant) -> Result<Option
                 return Ok(role_record(&shared.gates, target.database, &target.user).await);
             }
             let question = Question::Role { database: target.database, role: target.user.clone() };
-            let answer = shared.peers.call(primary.node, Service::Proxy, encode(&question), CALL_DEADLINE).await;
+            let answer =
+                shared.peers.call(primary.node, Service::Proxy, encode(&question), CALL_DEADLINE).await;
             let answer = answer.map_err(|_| "the primary's node cannot be reached".to_owned())?;
             decode::<Reply>(&answer).map_err(|fault| fault.to_string())
         };
@@ -176,7 +179,9 @@ async fn authenticate(relay: &mut Relay, target: &Target, record: Option<RoleRec
     let malformed = || ErrorReply::fatal("08P01", "malformed SCRAM message");
     let (mechanism, rest) = c_string(&first).ok_or_else(malformed)?;
     if mechanism != MECHANISM {
-        return Err(ErrorReply::fatal("08P01", "client selected an invalid SASL authentication mechanism").into());
+        return Err(
+            ErrorReply::fatal("08P01", "client selected an invalid SASL authentication mechanism").into()
+        );
     }
     let (length, message) = rest.split_first_chunk::<4>().ok_or_else(malformed)?;
     if u32::from_be_bytes(*length) as usize != message.len() {

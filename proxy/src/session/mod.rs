@@ -74,9 +74,13 @@ impl Session {
                 Event::Signal => self.look().await,
                 Event::Request => self.attach().await,
                 Event::Barrier => self.barrier().await,
-                Event::Parked => self.lost(End::Released, "the primary is being moved to another node", None).await,
+                Event::Parked => {
+                    self.lost(End::Released, "the primary is being moved to another node", None).await
+                }
                 Event::ServerLost(why) => self.lost(End::Lost, &why, None).await,
-                Event::Control(Control::Ended { why, end, delivered }) => self.lost(end, &why, Some(delivered)).await,
+                Event::Control(Control::Ended { why, end, delivered }) => {
+                    self.lost(end, &why, Some(delivered)).await
+                }
                 Event::Control(Control::NotOpen { why }) => self.lost(End::Lost, &why, None).await,
                 Event::ClientClosed => return,
                 Event::ClientMalformed(why) => {
@@ -109,7 +113,9 @@ impl Session {
         let now = place(&self.shared.map.borrow(), self.target.database);
         self.relay.paused = matches!(now, Place::Nowhere(_));
         match now {
-            Place::At { replica, epoch, .. } if replica != self.primary.replica && epoch > self.primary.epoch => {
+            Place::At { replica, epoch, .. }
+                if replica != self.primary.replica && epoch > self.primary.epoch =>
+            {
                 self.lost(End::Lost, "another replica has become the primary", None).await
             }
             _ => Next::GoOn,

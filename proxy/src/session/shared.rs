@@ -81,9 +81,11 @@ pub struct RouteEntry {
 impl Routes {
     pub fn register(self: &Arc<Self>, database: DatabaseId, slot: &Arc<Slot>, now: Place) -> RouteEntry {
         let mut databases = locked(&self.databases);
-        let route = databases
-            .entry(database)
-            .or_insert_with(|| Route { place: now, next: 0, sessions: HashMap::new() });
+        let route = databases.entry(database).or_insert_with(|| Route {
+            place: now,
+            next: 0,
+            sessions: HashMap::new(),
+        });
         let number = route.next;
         route.next += 1;
         route.sessions.insert(number, Arc::clone(slot));

@@ -178,7 +178,8 @@ mod tests {
 
     #[test]
     fn the_database_defaults_to_the_user_and_options_are_kept_apart() {
-        let Ok(Packet::Startup(s)) = parse(b"\0\x03\0\x02user\0u\0_pq_.x\0on\0replication\0database\0\0") else {
+        let Ok(Packet::Startup(s)) = parse(b"\0\x03\0\x02user\0u\0_pq_.x\0on\0replication\0database\0\0")
+        else {
             panic!("a startup packet")
         };
         assert_eq!((s.database.as_str(), s.minor, s.replication), ("u", 2, true));

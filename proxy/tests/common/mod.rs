@@ -120,7 +120,16 @@ impl Postgres {
             .arg(&data)
             .arg("-k")
             .arg(&socket)
-            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=60", "-c", "lc_messages=C"])
+            .args([
+                "-c",
+                "listen_addresses=",
+                "-c",
+                "fsync=off",
+                "-c",
+                "max_connections=60",
+                "-c",
+                "lc_messages=C",
+            ])
             .args(["-c", "wal_level=replica", "-c", "max_wal_senders=5", "-c", "restart_after_crash=off"])
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(directory.path().join("log")).unwrap())
@@ -200,7 +209,10 @@ impl Cluster {
     }
 
     pub async fn with(change: impl Fn(&mut ProxyConfig)) -> Cluster {
-        let _ = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).with_test_writer().try_init();
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_test_writer()
+            .try_init();
         let mut map = PartitionMap::default();
         for id in 1..=2 {
             let record = NodeRecord {
@@ -221,7 +233,12 @@ impl Cluster {
         map.apply(Command::CreateServer { name: "demo".into(), admin: "demo".into(), verifier }).unwrap();
         let placement = vec![NodeId(1), NodeId(2)];
         let applied = map
-            .apply(Command::CreateDatabase { server: "demo".into(), name: "app".into(), placement, now_ms: 0 })
+            .apply(Command::CreateDatabase {
+                server: "demo".into(),
+                name: "app".into(),
+                placement,
+                now_ms: 0,
+            })
             .unwrap();
         let Applied::Operation { database, .. } = applied else { panic!("an operation") };
         let (map, _) = watch::channel(Arc::new(map));
@@ -246,9 +263,15 @@ impl Cluster {
             config.workers = 1;
             change(&mut config);
             let admission = Admission::new(50, 40);
-            let proxy =
-                Proxy::start(config, map.subscribe(), Arc::clone(&peers), Arc::clone(&gates), admission, stop.clone())
-                    .unwrap();
+            let proxy = Proxy::start(
+                config,
+                map.subscribe(),
+                Arc::clone(&peers),
+                Arc::clone(&gates),
+                admission,
+                stop.clone(),
+            )
+            .unwrap();
             nodes.push(Node { gates, peers, proxy });
         }
         let cluster = Cluster { map, database, nodes, stop, _identities: identities };

@@ -1,9 +1,9 @@
 //! Keepers: one task a replica makes the present follow the map.
 
+use super::Agent;
 use super::lease::{MAX_LEASE, boottime};
 use super::promise::Promise;
 use super::replica::Replica;
-use super::Agent;
 use crate::instance::{Bootstrap, Instance, Paths, Process, StopMode};
 use crate::tunnel::{Downstream, Route};
 use quorate_model::{Database, DatabaseId, InstanceRole, PartitionMap, Phase, ReplicaId, RunState};
@@ -51,14 +51,12 @@ impl Agent {
         match self.assemble(database, id) {
             Ok(replica) => {
                 let replica = Arc::new(replica);
-                self.0
-                    .replicas
-                    .write()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .insert(id, replica.clone());
+                self.0.replicas.write().unwrap_or_else(PoisonError::into_inner).insert(id, replica.clone());
                 self.0.keepers.spawn(self.clone().keep_replica(replica));
             }
-            Err(error) => tracing::error!(%database, replica = %id, %error, "the replica cannot be kept here"),
+            Err(error) => {
+                tracing::error!(%database, replica = %id, %error, "the replica cannot be kept here")
+            }
         }
     }
 
@@ -67,13 +65,8 @@ impl Agent {
         let paths = Paths::new(&config.replicas_dir, &config.run_dir, id)?;
         paths.prepare(&config.user)?;
         let promise = Promise::load(&paths.promise)?;
-        let downstream = Downstream::start(
-            database,
-            id,
-            &paths.tunnel,
-            config.user.switch(),
-            self.0.peers.clone(),
-        )?;
+        let downstream =
+            Downstream::start(database, id, &paths.tunnel, config.user.switch(), self.0.peers.clone())?;
         let instance = Instance::new(
             config.postgres.clone(),
             config.user.clone(),
@@ -162,8 +155,8 @@ impl Agent {
     async fn look(&self, replica: &Arc<Replica>, hung_since: &mut Option<Instant>) -> Result<Next, Failed> {
         let map = self.map();
         let database = map.databases.get(&replica.database);
-        let Some(database) = database
-            .filter(|d| d.phase != Phase::Dropping && d.replicas.contains_key(&replica.id))
+        let Some(database) =
+            database.filter(|d| d.phase != Phase::Dropping && d.replicas.contains_key(&replica.id))
         else {
             return self.discard(replica, &map).await;
         };
@@ -283,7 +276,8 @@ impl Agent {
                 let map = watch.borrow_and_update();
                 let database = map.databases.values().find(|d| d.replicas.contains_key(&id));
                 let wanted = database.is_some_and(|d| {
-                    d.phase != Phase::Dropping && d.current.primary == from.primary
+                    d.phase != Phase::Dropping
+                        && d.current.primary == from.primary
                         && d.epoch.reign() == from.epoch
                 });
                 if !wanted {
@@ -372,8 +366,7 @@ impl Agent {
         let mut allowed: BTreeSet<ReplicaId> =
             database.replicas.keys().copied().filter(|r| *r != replica.id).collect();
         if database.phase == Phase::Joint {
-            let removed: Vec<ReplicaId> =
-                database.previous.iter().flat_map(|c| c.voters.clone()).collect();
+            let removed: Vec<ReplicaId> = database.previous.iter().flat_map(|c| c.voters.clone()).collect();
             allowed.retain(|r| database.current.contains(*r) || !removed.contains(r));
         }
         let slots = allowed.iter().map(|r| r.standby_name()).collect();

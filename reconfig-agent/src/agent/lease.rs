@@ -1,7 +1,7 @@
 //! Leases as this node grants and holds them (DESIGN §5 *Reads*). The ring carries the datagrams.
 
-use super::gate::BootTime;
 use super::Agent;
+use super::gate::BootTime;
 use quorate_model::{DatabaseId, Epoch, NodeId, PartitionMap};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -25,11 +25,8 @@ pub fn boottime() -> BootTime {
 
 fn voter_nodes(map: &PartitionMap, database: DatabaseId) -> Vec<NodeId> {
     let Some(record) = map.databases.get(&database) else { return Vec::new() };
-    let nodes: BTreeSet<NodeId> = record
-        .configurations()
-        .flat_map(|c| c.voters.iter())
-        .filter_map(|r| record.node_of(*r))
-        .collect();
+    let nodes: BTreeSet<NodeId> =
+        record.configurations().flat_map(|c| c.voters.iter()).filter_map(|r| record.node_of(*r)).collect();
     nodes.into_iter().collect()
 }
 

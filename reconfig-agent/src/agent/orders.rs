@@ -1,9 +1,9 @@
 //! Carrying out the coordinator's orders. Each may come twice; an order of an epoch older than the promise is
 //! refused and changes nothing.
 
+use super::Agent;
 use super::lease::boottime;
 use super::replica::Replica;
-use super::Agent;
 use crate::decide::{Failure, Fenced, Order, Promoted, Reply, What};
 use crate::instance::{InstanceError, StopMode};
 use crate::tunnel::Route;
@@ -156,12 +156,8 @@ impl Agent {
             self.demote(replica, "another replica is primary now").await?;
             return Err(Failure::Instance(format!("{} is being demoted", replica.id)));
         }
-        let mut lineage = self
-            .map()
-            .databases
-            .get(&replica.database)
-            .map(|d| d.lineage.clone())
-            .unwrap_or_default();
+        let mut lineage =
+            self.map().databases.get(&replica.database).map(|d| d.lineage.clone()).unwrap_or_default();
         lineage.extend(history);
         self.attach_checked(replica, route, &lineage).await?;
         Ok(Reply::Done)

@@ -18,10 +18,9 @@ impl Promise {
     /// Reads the promise; none yet is the zero epoch. An unreadable file is an error, never a fresh start.
     pub fn load(path: &Path) -> io::Result<Promise> {
         let epoch = match fs::read_to_string(path) {
-            Ok(text) => text
-                .trim()
-                .parse()
-                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {e}", path.display())))?,
+            Ok(text) => text.trim().parse().map_err(|e| {
+                io::Error::new(io::ErrorKind::InvalidData, format!("{}: {e}", path.display()))
+            })?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => Epoch::default(),
             Err(e) => return Err(e),
         };

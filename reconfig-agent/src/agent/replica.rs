@@ -1,9 +1,9 @@
 //! One replica on this node: its instance, its end of the tunnel, and what it has promised.
 
-use crate::instance::Instance;
-use crate::tunnel::Downstream;
 use crate::agent::gate::BootTime;
 use crate::agent::promise::Promise;
+use crate::instance::Instance;
+use crate::tunnel::Downstream;
 use quorate_model::{DatabaseId, Epoch, InstanceRole, NodeId, Position, ReplicaId, ReplicaReport, RunState};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,8 +1,8 @@
 //! What this node tells of its replicas: sampled regularly, pushed to the coordinator at every change.
 
+use super::Agent;
 use super::message::{Request, Response};
 use super::replica::Replica;
-use super::Agent;
 use crate::instance::Process;
 use quorate_model::{GateReport, InstanceRole, Lsn, NodeId, Position, ReplicaReport, RunState, Timeline};
 use quorate_transport::{Peers, Service, decode, encode};

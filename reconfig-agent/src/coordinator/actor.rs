@@ -9,8 +9,8 @@ use crate::decide::{
 };
 use crate::map::{Leader, Map, ProposeError};
 use quorate_model::{
-    Applied, Change, Command, Database, DatabaseId, Epoch, EventKind, GateReport, InstanceRole, Lsn,
-    NodeId, PartitionMap, Phase, ReplicaId, ReplicaReport, RunState, Timeline,
+    Applied, Change, Command, Database, DatabaseId, Epoch, EventKind, GateReport, InstanceRole, Lsn, NodeId,
+    PartitionMap, Phase, ReplicaId, ReplicaReport, RunState, Timeline,
 };
 use quorate_transport::{Peers, Service, decode, encode};
 use std::collections::{BTreeMap, BTreeSet};
@@ -167,8 +167,7 @@ impl Actor {
         let map = self.watch.borrow().clone();
         for database in map.databases.values() {
             for id in database.replicas_on(from).filter(|r| !named.contains(r)) {
-                let unwell_since_ms =
-                    self.reports.get(&id).and_then(|h| h.unwell_since_ms).or(Some(now));
+                let unwell_since_ms = self.reports.get(&id).and_then(|h| h.unwell_since_ms).or(Some(now));
                 let led = self.reports.get(&id).and_then(|h| h.led);
                 let report = absent(database.id, id, from);
                 self.reports.insert(id, Heard { report, at_ms: now, unwell_since_ms, led });
@@ -177,8 +176,7 @@ impl Actor {
         for report in reports {
             let unwell = report.run != RunState::Running;
             let known = self.reports.get(&report.replica);
-            let unwell_since_ms =
-                unwell.then(|| known.and_then(|h| h.unwell_since_ms).unwrap_or(now));
+            let unwell_since_ms = unwell.then(|| known.and_then(|h| h.unwell_since_ms).unwrap_or(now));
             let led = match report.gate {
                 GateReport::Open(reign) => Some(reign),
                 _ => known.and_then(|h| h.led),
@@ -225,8 +223,7 @@ impl Actor {
                 self.proposing.remove(&database.id);
             }
             let reign = database.epoch.reign();
-            let progress =
-                self.progress.entry(database.id).or_insert_with(|| Progress::new(reign));
+            let progress = self.progress.entry(database.id).or_insert_with(|| Progress::new(reign));
             if progress.reign != reign {
                 *progress = Progress::new(reign);
             }
@@ -329,8 +326,7 @@ impl Actor {
     }
 
     fn propose(&mut self, database: &Database, command: Command, proposal: Proposal) {
-        self.proposing
-            .insert(database.id, Proposing { version: database.version, ended: false });
+        self.proposing.insert(database.id, Proposing { version: database.version, ended: false });
         let (map, inbox) = (self.map.clone(), self.inbox.clone());
         let (database, version) = (database.id, database.version);
         tokio::spawn(async move {

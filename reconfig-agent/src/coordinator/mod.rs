@@ -28,13 +28,38 @@ pub struct Coordinator {
 
 /// Everything the actor hears of.
 enum Event {
-    Reports { from: NodeId, reports: Vec<ReplicaReport> },
-    Suspect { node: NodeId, reporter: NodeId, silent_ms: u64 },
-    Alive { node: NodeId },
+    Reports {
+        from: NodeId,
+        reports: Vec<ReplicaReport>,
+    },
+    Suspect {
+        node: NodeId,
+        reporter: NodeId,
+        silent_ms: u64,
+    },
+    Alive {
+        node: NodeId,
+    },
     /// The coordinator's own call to a suspect was not answered, or was.
-    Checked { node: NodeId, reporter: NodeId, silent_ms: u64, answered: bool },
-    Obeyed { database: DatabaseId, replica: ReplicaId, epoch: Epoch, kind: crate::decide::OrderKind, outcome: Result<Reply, Failure> },
-    Proposed { database: DatabaseId, version: u64, proposal: actor::Proposal, outcome: Result<Applied, ProposeError> },
+    Checked {
+        node: NodeId,
+        reporter: NodeId,
+        silent_ms: u64,
+        answered: bool,
+    },
+    Obeyed {
+        database: DatabaseId,
+        replica: ReplicaId,
+        epoch: Epoch,
+        kind: crate::decide::OrderKind,
+        outcome: Result<Reply, Failure>,
+    },
+    Proposed {
+        database: DatabaseId,
+        version: u64,
+        proposal: actor::Proposal,
+        outcome: Result<Applied, ProposeError>,
+    },
 }
 
 impl Coordinator {

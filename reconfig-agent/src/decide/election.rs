@@ -9,9 +9,7 @@
 //!   a learner, and the gate stays closed meanwhile (I9).
 
 use super::order::Fenced;
-use quorate_model::{
-    position, Configuration, Database, InstanceRole, Position, ReplicaId,
-};
+use quorate_model::{Configuration, Database, InstanceRole, Position, ReplicaId, position};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What is known at this moment of an election.
@@ -30,7 +28,9 @@ pub enum Outcome {
     Patience,
     Elected(Configuration),
     /// It does not cover: the position of any of these could complete it.
-    Uncovered { missing: Vec<ReplicaId> },
+    Uncovered {
+        missing: Vec<ReplicaId>,
+    },
 }
 
 pub fn judge(ballot: &Ballot<'_>) -> Outcome {
@@ -49,9 +49,7 @@ pub fn judge(ballot: &Ballot<'_>) -> Outcome {
     let winner = positions
         .iter()
         .filter(|(r, _)| members.contains(r))
-        .max_by_key(|(r, p)| {
-            (p.rank(), **r == incumbent, Some(**r) == ballot.wish, std::cmp::Reverse(**r))
-        })
+        .max_by_key(|(r, p)| (p.rank(), **r == incumbent, Some(**r) == ballot.wish, std::cmp::Reverse(**r)))
         .map(|(r, _)| *r);
     let winner = match (winner, ballot.wish) {
         // A wish counts among equals, before the incumbent when the incumbent is no longer primary.
@@ -156,11 +154,7 @@ mod tests {
         }
     }
 
-    fn judge_with(
-        database: &Database,
-        fences: &[(u64, Fenced)],
-        wish: Option<ReplicaId>,
-    ) -> Outcome {
+    fn judge_with(database: &Database, fences: &[(u64, Fenced)], wish: Option<ReplicaId>) -> Outcome {
         let fences = fences.iter().map(|(r, f)| (ReplicaId(*r), f.clone())).collect();
         judge(&Ballot { database, fences: &fences, awaited: &BTreeSet::new(), wish })
     }
@@ -175,15 +169,13 @@ mod tests {
 
     #[test]
     fn a_promise_without_a_position_is_no_cover() {
-        let fences =
-            [(2, fenced(position(1, 10), Standby)), (1, fenced(None, InstanceRole::Unknown))];
+        let fences = [(2, fenced(position(1, 10), Standby)), (1, fenced(None, InstanceRole::Unknown))];
         assert!(matches!(judge_with(&database(), &fences, None), Outcome::Uncovered { .. }));
     }
 
     #[test]
     fn the_most_advanced_wins_epoch_first() {
-        let fences =
-            [(2, fenced(position(1, 99), Standby)), (3, fenced(position(2, 10), Standby))];
+        let fences = [(2, fenced(position(1, 99), Standby)), (3, fenced(position(2, 10), Standby))];
         let Outcome::Elected(c) = judge_with(&database(), &fences, None) else { panic!() };
         assert_eq!(c.primary, ReplicaId(3), "the mutant 'elect by LSN alone' would take r2");
     }
@@ -201,20 +193,17 @@ mod tests {
 
     #[test]
     fn a_dead_primary_does_not_stay_a_voter() {
-        let fences =
-            [(2, fenced(position(1, 10), Standby)), (3, fenced(position(1, 10), Standby))];
+        let fences = [(2, fenced(position(1, 10), Standby)), (3, fenced(position(1, 10), Standby))];
         let Outcome::Elected(c) = judge_with(&database(), &fences, None) else { panic!() };
         assert_eq!(c, Configuration::new(ReplicaId(2), [ReplicaId(3)], 1));
     }
 
     #[test]
     fn the_target_of_a_switchover_wins_among_equals_only() {
-        let equal =
-            [(2, fenced(position(1, 10), Standby)), (3, fenced(position(1, 10), Standby))];
+        let equal = [(2, fenced(position(1, 10), Standby)), (3, fenced(position(1, 10), Standby))];
         let Outcome::Elected(c) = judge_with(&database(), &equal, Some(ReplicaId(3))) else { panic!() };
         assert_eq!(c.primary, ReplicaId(3));
-        let behind =
-            [(2, fenced(position(1, 10), Standby)), (3, fenced(position(1, 9), Standby))];
+        let behind = [(2, fenced(position(1, 10), Standby)), (3, fenced(position(1, 9), Standby))];
         let Outcome::Elected(c) = judge_with(&database(), &behind, Some(ReplicaId(3))) else { panic!() };
         assert_eq!(c.primary, ReplicaId(2));
     }
@@ -223,12 +212,10 @@ mod tests {
     fn a_learner_never_wins_but_may_be_the_last_voter() {
         let mut d = database();
         d.current = Configuration::new(ReplicaId(1), [ReplicaId(2)], 1);
-        let fences =
-            [(2, fenced(position(1, 10), Standby)), (4, fenced(position(1, 10), Standby))];
+        let fences = [(2, fenced(position(1, 10), Standby)), (4, fenced(position(1, 10), Standby))];
         let Outcome::Elected(c) = judge_with(&d, &fences, None) else { panic!() };
         assert_eq!(c, Configuration::new(ReplicaId(2), [ReplicaId(4)], 1));
-        let more =
-            [(2, fenced(position(1, 10), Standby)), (4, fenced(position(1, 11), Standby))];
+        let more = [(2, fenced(position(1, 10), Standby)), (4, fenced(position(1, 11), Standby))];
         let Outcome::Elected(c) = judge_with(&d, &more, None) else { panic!() };
         assert_eq!(c.primary, ReplicaId(2), "a learner's flush never counted");
     }
@@ -237,8 +224,7 @@ mod tests {
     fn alone_it_keeps_its_former_voters_as_placeholders() {
         let mut d = database();
         d.current = Configuration::new(ReplicaId(1), [ReplicaId(2)], 1);
-        let Outcome::Elected(c) = judge_with(&d, &[(2, fenced(position(1, 10), Standby))], None)
-        else {
+        let Outcome::Elected(c) = judge_with(&d, &[(2, fenced(position(1, 10), Standby))], None) else {
             panic!()
         };
         assert_eq!(c, Configuration::new(ReplicaId(2), [ReplicaId(1)], 1));
@@ -248,8 +234,7 @@ mod tests {
     fn joint_needs_both_configurations() {
         let mut d = database();
         d.previous = vec![Configuration::new(ReplicaId(1), [ReplicaId(4)], 1)];
-        let fences =
-            [(2, fenced(position(1, 10), Standby)), (3, fenced(position(1, 10), Standby))];
+        let fences = [(2, fenced(position(1, 10), Standby)), (3, fenced(position(1, 10), Standby))];
         assert_eq!(
             judge_with(&d, &fences, None),
             Outcome::Uncovered { missing: vec![ReplicaId(1), ReplicaId(4)] }

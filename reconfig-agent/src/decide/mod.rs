@@ -16,7 +16,7 @@ pub mod view;
 
 pub use order::{Failure, Fenced, Order, OrderKind, Promoted, Reply, What};
 pub use timers::Timers;
-pub use view::{Heard, Health, NodeDown, Progress, Trigger, View};
+pub use view::{Health, Heard, NodeDown, Progress, Trigger, View};
 
 #[cfg(test)]
 mod tests;
@@ -27,21 +27,35 @@ use quorate_model::{Change, Database, EventKind, OperationId, OperationState, Ph
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Act {
     /// Propose a change of the record, at the version that was decided against.
-    Propose { change: Change, note: Note },
+    Propose {
+        change: Change,
+        note: Note,
+    },
     /// Begin a reconfiguration for this reason.
     Elect(Trigger),
     /// Give an order to the node of its replica.
     Order(Order),
     /// Say where an operation stands, if that is not what the map says already.
-    Progress { operation: OperationId, step: String },
-    EndOperation { operation: OperationId, state: OperationState },
+    Progress {
+        operation: OperationId,
+        step: String,
+    },
+    EndOperation {
+        operation: OperationId,
+        state: OperationState,
+    },
 }
 
 /// What to record for people when a proposal is accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
     Nothing,
-    Event { kind: EventKind, reason: String, from: Option<ReplicaId>, to: Option<ReplicaId> },
+    Event {
+        kind: EventKind,
+        reason: String,
+        from: Option<ReplicaId>,
+        to: Option<ReplicaId>,
+    },
     /// The end of a reconfiguration: the event carries its trigger and the time of its steps.
     Reconfigured,
 }
@@ -54,9 +68,7 @@ pub fn next(view: &View<'_>, database: &Database, progress: &Progress) -> Vec<Ac
         Phase::Dropping => settle::dropping(view, database),
         Phase::Stable => settle::stable(view, database, progress),
         Phase::Joint => settle::joint(view, database, progress),
-        Phase::Electing { .. } | Phase::QuorumLost { .. } => {
-            reconfigure::electing(view, database, progress)
-        }
+        Phase::Electing { .. } | Phase::QuorumLost { .. } => reconfigure::electing(view, database, progress),
         Phase::Promoting { .. } => reconfigure::promoting(view, database, progress),
         Phase::Switching { .. } => reconfigure::switching(view, database, progress),
     }

@@ -3,9 +3,7 @@
 //! Every order names the epoch it is given in. A node refuses an order whose epoch is older than what the
 //! replica promised (I5, I13), and every order may be given again: it then finds its work done.
 
-use quorate_model::{
-    DatabaseId, Epoch, InstanceRole, Lineage, Lsn, NodeId, Position, ReplicaId, Timeline,
-};
+use quorate_model::{DatabaseId, Epoch, InstanceRole, Lineage, Lsn, NodeId, Position, ReplicaId, Timeline};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -84,8 +82,13 @@ pub enum Reply {
     Fenced(Fenced),
     Promoted(Promoted),
     /// The barrier's commit was acknowledged by the quorum.
-    Passed { lsn: Lsn },
-    Retired { kept: u32, cut: u32 },
+    Passed {
+        lsn: Lsn,
+    },
+    Retired {
+        kept: u32,
+        cut: u32,
+    },
     Done,
 }
 

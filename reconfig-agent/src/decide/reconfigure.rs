@@ -2,10 +2,8 @@
 
 use super::election::{self, Ballot, Outcome};
 use super::view::{Health, Progress, Trigger, View};
-use super::{order, Act, Note, What};
-use quorate_model::{
-    Change, Database, EventKind, InstanceRole, Lineage, Phase, ReplicaId, RunState,
-};
+use super::{Act, Note, What, order};
+use quorate_model::{Change, Database, EventKind, InstanceRole, Lineage, Phase, ReplicaId, RunState};
 use std::collections::BTreeSet;
 
 /// A failed order is repeated so often before a new election replaces the candidate.
@@ -166,10 +164,8 @@ pub fn promoting(view: &View<'_>, database: &Database, progress: &Progress) -> V
         return acts;
     }
     // A former primary whose node answered the fence has closed its gate and dropped its lease by itself.
-    let silent = database
-        .previous
-        .iter()
-        .any(|c| c.primary != candidate && !progress.fences.contains_key(&c.primary));
+    let silent =
+        database.previous.iter().any(|c| c.primary != candidate && !progress.fences.contains_key(&c.primary));
     if silent && view.now_ms < progress.lease_until_ms {
         return acts;
     }
@@ -185,9 +181,7 @@ pub fn promoting(view: &View<'_>, database: &Database, progress: &Progress) -> V
 /// a further election can make a voter. Meanwhile such a learner is built.
 fn replace_placeholders(view: &View<'_>, database: &Database, progress: &Progress) -> Vec<Act> {
     let candidate = database.current.primary;
-    let live = |r: &ReplicaId| {
-        view.health(database, *r) == Health::Well && !progress.divergent.contains(r)
-    };
+    let live = |r: &ReplicaId| view.health(database, *r) == Health::Well && !progress.divergent.contains(r);
     if database.current.voters.iter().any(live)
         || view.now_ms.saturating_sub(progress.entered_ms) < view.timers.shrink_after
     {
@@ -206,9 +200,7 @@ fn replace_placeholders(view: &View<'_>, database: &Database, progress: &Progres
             wish: None,
         })];
     }
-    let building = learners
-        .iter()
-        .any(|r| !progress.divergent.contains(r) && !is_down(view, database, *r));
+    let building = learners.iter().any(|r| !progress.divergent.contains(r) && !is_down(view, database, *r));
     if building || view.now_ms.saturating_sub(progress.entered_ms) < view.timers.replace_after {
         return Vec::new();
     }
@@ -255,15 +247,8 @@ pub fn lineage(database: &Database, promoted: &super::Promoted) -> Option<Lineag
         return None;
     }
     let left = last.and_then(|l| promoted.history.iter().find(|(t, _)| *t == l.timeline));
-    let start_lsn = left
-        .or(promoted.history.last())
-        .map_or(promoted.lsn, |(_, lsn)| *lsn);
-    Some(Lineage {
-        epoch: promoted.since,
-        timeline: promoted.timeline,
-        start_lsn,
-        uuid: promoted.uuid,
-    })
+    let start_lsn = left.or(promoted.history.last()).map_or(promoted.lsn, |(_, lsn)| *lsn);
+    Some(Lineage { epoch: promoted.since, timeline: promoted.timeline, start_lsn, uuid: promoted.uuid })
 }
 
 /// Switching: the old primary stops at a transaction boundary, then a normal election finds everybody equal.
@@ -295,9 +280,7 @@ pub fn switching(view: &View<'_>, database: &Database, progress: &Progress) -> V
     if progress.failures_of(super::OrderKind::Retire, from) > 0 {
         return elect("switchover; the old primary did not stop in time".to_owned());
     }
-    order(view, database, progress, from, What::Retire { drain_ms: view.timers.drain })
-        .into_iter()
-        .collect()
+    order(view, database, progress, from, What::Retire { drain_ms: view.timers.drain }).into_iter().collect()
 }
 
 /// Whether the record says that somebody became primary who was not before.

@@ -3,10 +3,10 @@
 
 use super::reconfigure::{allowed, barrier};
 use super::view::{Health, Progress, Trigger, View};
-use super::{order, Act, Note, What};
+use super::{Act, Note, What, order};
 use quorate_model::{
-    placement, Change, Configuration, Database, EventKind, InstanceRole, Lineage, Lsn, NodeId,
-    Operation, OperationKind, OperationState, ReplicaId, ReplicaState, RunState, Timeline,
+    Change, Configuration, Database, EventKind, InstanceRole, Lineage, Lsn, NodeId, Operation, OperationKind,
+    OperationState, ReplicaId, ReplicaState, RunState, Timeline, placement,
 };
 use std::collections::BTreeSet;
 
@@ -16,8 +16,7 @@ fn running<'a>(view: &'a View<'_>, database: &Database) -> Option<&'a Operation>
 
 fn step(operation: Option<&Operation>, text: &str) -> Option<Act> {
     let operation = operation?;
-    (operation.step != text)
-        .then(|| Act::Progress { operation: operation.id, step: text.to_owned() })
+    (operation.step != text).then(|| Act::Progress { operation: operation.id, step: text.to_owned() })
 }
 
 /// Creating: the primary's node makes the instance by itself, the others copy it; then barrier, open, record.
@@ -125,9 +124,8 @@ fn primary_trouble(view: &View<'_>, database: &Database, progress: &Progress) ->
     else {
         // The node is reachable but its agent says nothing: after a while that is a fault as well.
         let quiet = view.now_ms.saturating_sub(heard.map_or(0, |h| h.at_ms).max(settled));
-        return (quiet > 2 * view.timers.report_stale).then(|| {
-            trigger(format!("no report of {primary} for {quiet} ms"), None, quiet, true)
-        });
+        return (quiet > 2 * view.timers.report_stale)
+            .then(|| trigger(format!("no report of {primary} for {quiet} ms"), None, quiet, true));
     };
     let report = &heard.report;
     match &report.run {
@@ -138,9 +136,8 @@ fn primary_trouble(view: &View<'_>, database: &Database, progress: &Progress) ->
             return Some(trigger(reason, Some(report.node), 0, false));
         }
         RunState::Running | RunState::Starting => {
-            return (heard.at_ms > settled).then(|| {
-                trigger(format!("{primary} was restarted"), Some(report.node), 0, true)
-            });
+            return (heard.at_ms > settled)
+                .then(|| trigger(format!("{primary} was restarted"), Some(report.node), 0, true));
         }
         // Its node has just started and its agent has not looked yet.
         RunState::Absent | RunState::Building => {
@@ -190,10 +187,13 @@ pub fn joint(view: &View<'_>, database: &Database, progress: &Progress) -> Vec<A
     let (kind, reason) = match (added, removed) {
         (Some(a), Some(r)) => (EventKind::VoterAdded, format!("{a} replaces {r}")),
         (Some(a), None) => (EventKind::VoterAdded, format!("{a} has caught up")),
-        (None, Some(r)) => (EventKind::VoterRemoved, match view.health(database, r) {
-            Health::Unwell { reason, .. } => reason,
-            _ => format!("{r} is taken out"),
-        }),
+        (None, Some(r)) => (
+            EventKind::VoterRemoved,
+            match view.health(database, r) {
+                Health::Unwell { reason, .. } => reason,
+                _ => format!("{r} is taken out"),
+            },
+        ),
         (None, None) => (EventKind::VoterAdded, "no voter changed".to_owned()),
     };
     vec![Act::Propose {
@@ -221,12 +221,9 @@ fn marks(view: &View<'_>, database: &Database) -> Option<Act> {
         Some(Act::Propose {
             change: Change::MarkReplica { replica: *id, state },
             note: match (state, view.health(database, *id)) {
-                (ReplicaState::Down { .. }, Health::Unwell { reason, .. }) => Note::Event {
-                    kind: EventKind::ReplicaLost,
-                    reason,
-                    from: Some(*id),
-                    to: None,
-                },
+                (ReplicaState::Down { .. }, Health::Unwell { reason, .. }) => {
+                    Note::Event { kind: EventKind::ReplicaLost, reason, from: Some(*id), to: None }
+                }
                 _ => Note::Nothing,
             },
         })
@@ -236,9 +233,7 @@ fn marks(view: &View<'_>, database: &Database) -> Option<Act> {
 fn join(database: &Database, voters: BTreeSet<ReplicaId>) -> Act {
     let k = database.current.k.min(voters.len() as u32).max(1);
     Act::Propose {
-        change: Change::Join {
-            current: Configuration { primary: database.current.primary, voters, k },
-        },
+        change: Change::Join { current: Configuration { primary: database.current.primary, voters, k } },
         note: Note::Nothing,
     }
 }
@@ -262,9 +257,7 @@ fn admit_learner(view: &View<'_>, database: &Database) -> Option<Act> {
         Some(OperationKind::MoveReplica { built, .. }) => Some(*built),
         _ => None,
     };
-    let ready = database
-        .learners()
-        .find(|r| Some(*r) != moving && view.is_ready(database, *r))?;
+    let ready = database.learners().find(|r| Some(*r) != moving && view.is_ready(database, *r))?;
     let mut voters = database.current.voters.clone();
     if voters.len() >= wanted {
         let dead = voters.iter().copied().find(|r| {
@@ -301,8 +294,7 @@ fn is_beyond_return(view: &View<'_>, database: &Database, replica: ReplicaId) ->
 /// Drops what will not come back: a divergent copy at once, a lost one when its successor has a place.
 fn forget_lost(view: &View<'_>, database: &Database) -> Option<Act> {
     let gone = database.learners().find(|r| is_beyond_return(view, database, *r))?;
-    let node_is_down =
-        database.node_of(gone).is_some_and(|n| view.down.contains_key(&n));
+    let node_is_down = database.node_of(gone).is_some_and(|n| view.down.contains_key(&n));
     let successor_elsewhere = place(view, database, Some(gone)).is_some();
     let enough = database.replicas.len() > database.copies as usize;
     if node_is_down && !successor_elsewhere && !enough {
@@ -334,8 +326,7 @@ fn complete(view: &View<'_>, database: &Database) -> Option<Act> {
     }
     let surplus = database.replicas.len() > copies && !moving;
     let full = database.current.voters.len() + 1 >= copies;
-    let voters_live =
-        database.current.voters.iter().all(|r| view.health(database, *r) == Health::Well);
+    let voters_live = database.current.voters.iter().all(|r| view.health(database, *r) == Health::Well);
     if surplus && full && voters_live {
         // The newest copy has the least to lose.
         let extra = database.learners().max()?;
@@ -398,7 +389,9 @@ fn operate(
                     "the target does not follow the primary closely; see SHOW REPLICAS".to_owned(),
                 ));
             };
-            if !progress.checkpointed && progress.failures_of(super::OrderKind::Checkpoint, database.current.primary) == 0 {
+            if !progress.checkpointed
+                && progress.failures_of(super::OrderKind::Checkpoint, database.current.primary) == 0
+            {
                 let what = What::Checkpoint;
                 return Some(
                     order(view, database, progress, database.current.primary, what).into_iter().collect(),

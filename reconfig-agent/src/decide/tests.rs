@@ -58,7 +58,12 @@ impl World {
             .unwrap();
         let placement = vec![NodeId(1), NodeId(2), NodeId(3)];
         let created = map
-            .apply(Command::CreateDatabase { server: "demo".into(), name: "app".into(), placement, now_ms: 0 })
+            .apply(Command::CreateDatabase {
+                server: "demo".into(),
+                name: "app".into(),
+                placement,
+                now_ms: 0,
+            })
             .unwrap();
         let Applied::Operation { database: id, .. } = created else { panic!() };
         let timers = Timers { replace_after: 15_000, ..Timers::default() };
@@ -85,9 +90,9 @@ impl World {
 
     fn is_open(&self) -> bool {
         let d = self.db();
-        self.replicas.get(&d.current.primary).is_some_and(|f| {
-            f.alive && matches!(f.gate, GateReport::Open(e) if e.same_reign(d.epoch))
-        })
+        self.replicas
+            .get(&d.current.primary)
+            .is_some_and(|f| f.alive && matches!(f.gate, GateReport::Open(e) if e.same_reign(d.epoch)))
     }
 
     /// What agents do by themselves: build what is missing, start what ended, follow the primary.
@@ -116,12 +121,13 @@ impl World {
                 fake.role = InstanceRole::Primary;
                 fake.since = d.epoch.reign();
                 fake.run = RunState::Running;
-                fake.position =
-                    Position { epoch: d.epoch.reign(), lsn: Lsn(100), timeline: Timeline(1) };
+                fake.position = Position { epoch: d.epoch.reign(), lsn: Lsn(100), timeline: Timeline(1) };
                 continue;
             }
             let settled = matches!(d.phase, Phase::Creating | Phase::Stable | Phase::Joint);
-            let Some(primary) = primary.filter(|p| p.alive && p.role == InstanceRole::Primary) else { continue };
+            let Some(primary) = primary.filter(|p| p.alive && p.role == InstanceRole::Primary) else {
+                continue;
+            };
             if *id == d.current.primary || fake.role == InstanceRole::Primary && !settled {
                 continue;
             }
@@ -200,7 +206,9 @@ impl World {
         for voter in &d.current.voters {
             let node_up = !self.down.contains_key(&d.node_of(*voter).unwrap());
             if let Some(f) = self.replicas.get_mut(voter) {
-                if node_up && f.alive && f.promise <= d.epoch.reign()
+                if node_up
+                    && f.alive
+                    && f.promise <= d.epoch.reign()
                     && f.follows.is_some_and(|e| e.same_reign(d.epoch))
                 {
                     f.position = at;
@@ -289,7 +297,8 @@ impl World {
         }
         let attached = |w: &World, r: ReplicaId| {
             w.replicas.get(&r).is_some_and(|f| {
-                f.alive && f.follows.is_some_and(|e| e.same_reign(order.epoch))
+                f.alive
+                    && f.follows.is_some_and(|e| e.same_reign(order.epoch))
                     && !w.down.contains_key(&d.node_of(r).unwrap())
             })
         };
@@ -486,7 +495,8 @@ fn a_coordinator_that_finds_somebody_elses_election_starts_over() {
     world.lose_node(1);
     let d = world.db().clone();
     world.apply(&d, Change::Elect { coordinator: NodeId(1) });
-    let current = Configuration::new(d.current.voters.iter().copied().next().unwrap(), [d.current.primary], 1);
+    let current =
+        Configuration::new(d.current.voters.iter().copied().next().unwrap(), [d.current.primary], 1);
     let e = world.db().clone();
     world.apply(&e, Change::Promote { coordinator: NodeId(1), current });
     assert!(!world.db().previous.is_empty());
@@ -498,7 +508,8 @@ fn switches_over_to_the_wished_node() {
     let mut world = World::new(4);
     assert!(world.commit());
     world.run_until("idle", |w| w.db().operation.is_none());
-    let begun = world.map.apply(Command::BeginSwitchover { database: world.id, to: Some(NodeId(3)), now_ms: 0 });
+    let begun =
+        world.map.apply(Command::BeginSwitchover { database: world.id, to: Some(NodeId(3)), now_ms: 0 });
     assert!(begun.is_ok(), "{begun:?}");
     world.run_until("switched", |w| {
         w.is_open() && w.db().phase == Phase::Stable && w.db().primary_node() == Some(NodeId(3))
@@ -512,7 +523,10 @@ fn switches_over_to_the_wished_node() {
 fn moves_a_replica() {
     let mut world = World::new(4);
     world.run_until("idle", |w| w.db().operation.is_none());
-    world.map.apply(Command::BeginMove { database: world.id, from: NodeId(2), to: NodeId(4), now_ms: 0 }).unwrap();
+    world
+        .map
+        .apply(Command::BeginMove { database: world.id, from: NodeId(2), to: NodeId(4), now_ms: 0 })
+        .unwrap();
     world.run_until("moved", |w| w.db().operation.is_none());
     assert!(world.is_whole());
     assert!(world.db().replicas_on(NodeId(2)).next().is_none());

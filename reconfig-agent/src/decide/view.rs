@@ -3,8 +3,8 @@
 use super::order::{Failure, Fenced, OrderKind, Promoted, Reply};
 use super::timers::Timers;
 use quorate_model::{
-    Database, Epoch, GateReport, InstanceRole, Lsn, NodeId, PartitionMap, ReplicaId, ReplicaReport,
-    RunState, StepTime,
+    Database, Epoch, GateReport, InstanceRole, Lsn, NodeId, PartitionMap, ReplicaId, ReplicaReport, RunState,
+    StepTime,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -48,7 +48,10 @@ pub struct View<'a> {
 pub enum Health {
     Well,
     /// Not to be relied on now, with the reason in words and who said so.
-    Unwell { reason: String, reported_by: Option<NodeId> },
+    Unwell {
+        reason: String,
+        reported_by: Option<NodeId>,
+    },
     Unknown,
 }
 
@@ -105,9 +108,8 @@ impl View<'_> {
     }
 
     pub fn is_gate_open(&self, database: &Database) -> bool {
-        self.report(database.current.primary).is_some_and(
-            |r| matches!(r.gate, GateReport::Open(e) if e.same_reign(database.epoch)),
-        )
+        self.report(database.current.primary)
+            .is_some_and(|r| matches!(r.gate, GateReport::Open(e) if e.same_reign(database.epoch)))
     }
 
     /// Nodes on which something new may be placed.

@@ -16,12 +16,37 @@ const WARM_SECONDS: u64 = 2;
 
 /// Settings that decide the speed of a commit: the peer gets Quorate's.
 const SETTINGS: &[&str] = &[
-    "shared_buffers", "wal_buffers", "max_wal_size", "min_wal_size", "checkpoint_timeout",
-    "checkpoint_completion_target", "wal_compression", "wal_log_hints", "full_page_writes", "fsync",
-    "synchronous_commit", "commit_delay", "wal_sync_method", "wal_writer_delay", "max_connections", "work_mem",
-    "maintenance_work_mem", "autovacuum", "jit", "wal_keep_size", "max_wal_senders", "max_replication_slots",
-    "max_worker_processes", "max_prepared_transactions", "wal_recycle", "wal_init_zero", "bgwriter_delay",
-    "hot_standby_feedback", "huge_pages", "wal_retrieve_retry_interval", "wal_receiver_status_interval",
+    "shared_buffers",
+    "wal_buffers",
+    "max_wal_size",
+    "min_wal_size",
+    "checkpoint_timeout",
+    "checkpoint_completion_target",
+    "wal_compression",
+    "wal_log_hints",
+    "full_page_writes",
+    "fsync",
+    "synchronous_commit",
+    "commit_delay",
+    "wal_sync_method",
+    "wal_writer_delay",
+    "max_connections",
+    "work_mem",
+    "maintenance_work_mem",
+    "autovacuum",
+    "jit",
+    "wal_keep_size",
+    "max_wal_senders",
+    "max_replication_slots",
+    "max_worker_processes",
+    "max_prepared_transactions",
+    "wal_recycle",
+    "wal_init_zero",
+    "bgwriter_delay",
+    "hot_standby_feedback",
+    "huge_pages",
+    "wal_retrieve_retry_interval",
+    "wal_receiver_status_interval",
 ];
 
 #[derive(Clone, Debug, Serialize)]
@@ -70,7 +95,13 @@ pub async fn measure(
     for clients in CLIENTS {
         let mut results: Vec<Commits> = sides
             .iter()
-            .map(|(side, _)| Commits { clients, side, tps: Vec::new(), p50_us: Vec::new(), p99_us: Vec::new() })
+            .map(|(side, _)| Commits {
+                clients,
+                side,
+                tps: Vec::new(),
+                p50_us: Vec::new(),
+                p99_us: Vec::new(),
+            })
             .collect();
         for (_, url) in &sides {
             pgbench(url, clients, WARM_SECONDS).await?;
@@ -78,7 +109,12 @@ pub async fn measure(
         for repeat in 0..repeats {
             for (result, (side, url)) in results.iter_mut().zip(&sides) {
                 let run = pgbench(url, clients, seconds).await.context(*side)?;
-                eprintln!("{clients} clients, run {}, {side}: {:.0} tps, p50 {:.0} us", repeat + 1, run.tps, run.p50_us);
+                eprintln!(
+                    "{clients} clients, run {}, {side}: {:.0} tps, p50 {:.0} us",
+                    repeat + 1,
+                    run.tps,
+                    run.p50_us
+                );
                 result.tps.push(run.tps);
                 result.p50_us.push(run.p50_us);
                 result.p99_us.push(run.p99_us);
@@ -118,6 +154,7 @@ async fn pgbench(url: &str, clients: usize, seconds: u64) -> anyhow::Result<Run>
         latencies.extend(text.lines().filter_map(|line| line.split(' ').nth(2)?.parse::<f64>().ok()));
     }
     latencies.sort_by(f64::total_cmp);
-    let at = |share: f64| latencies.get((latencies.len() as f64 * share) as usize).copied().unwrap_or(f64::NAN);
+    let at =
+        |share: f64| latencies.get((latencies.len() as f64 * share) as usize).copied().unwrap_or(f64::NAN);
     Ok(Run { tps: tps.context("pgbench gave no tps")?, p50_us: at(0.5), p99_us: at(0.99) })
 }

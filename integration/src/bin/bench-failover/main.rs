@@ -55,7 +55,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let report = measured?;
     println!("{report}");
     if let Some(path) = &args.json {
-        std::fs::write(path, serde_json::to_vec_pretty(&report)?).with_context(|| path.display().to_string())?;
+        std::fs::write(path, serde_json::to_vec_pretty(&report)?)
+            .with_context(|| path.display().to_string())?;
         println!("written to {}", path.display());
     }
     cluster.stop().await?;
@@ -72,7 +73,8 @@ async fn measure(cluster: &mut Cluster, args: &Args) -> anyhow::Result<report::R
         }
     }
     if args.seconds > 0 {
-        report.commits = commits::measure(cluster, args.seconds, args.repeats, args.scale).await.context("pgbench")?;
+        report.commits =
+            commits::measure(cluster, args.seconds, args.repeats, args.scale).await.context("pgbench")?;
     }
     Ok(report)
 }

@@ -27,7 +27,17 @@ impl Report {
     }
 
     fn gaps(&self) -> Table {
-        let mut table = table(&["longest gap between acknowledged commits", "rounds", "p50", "p99", "max", "reach", "acknowledged", "unknown", "lost"]);
+        let mut table = table(&[
+            "longest gap between acknowledged commits",
+            "rounds",
+            "p50",
+            "p99",
+            "max",
+            "reach",
+            "acknowledged",
+            "unknown",
+            "lost",
+        ]);
         for (kind, rounds) in &self.failovers {
             let gaps = distribution(rounds.iter().map(|r| r.gap_ms));
             let reach = if *kind == Kind::Postmaster.name() { "p50 <= 500 ms" } else { "p50 <= 1500 ms" };
@@ -50,9 +60,11 @@ impl Report {
     fn split(&self) -> Table {
         let mut table = table(&["of which", "step", "rounds", "p50", "p99", "max"]);
         for (kind, rounds) in &self.failovers {
-            let named: BTreeSet<&str> = rounds.iter().flat_map(|r| r.steps.keys().map(String::as_str)).collect();
+            let named: BTreeSet<&str> =
+                rounds.iter().flat_map(|r| r.steps.keys().map(String::as_str)).collect();
             let known = STEPS.into_iter().filter(|s| named.contains(s));
-            let order: Vec<&str> = known.chain(named.iter().copied().filter(|s| !STEPS.contains(s))).collect();
+            let order: Vec<&str> =
+                known.chain(named.iter().copied().filter(|s| !STEPS.contains(s))).collect();
             for step in order {
                 let times = rounds.iter().filter_map(|r| r.steps.get(step).copied());
                 table.add_row(line(kind, step, distribution(times)));

@@ -104,20 +104,21 @@ async fn last_event(cluster: &Cluster) -> anyhow::Result<u64> {
 
 /// The steps of the reconfigurations recorded after `last`: one, or several when one attempt met another fault.
 async fn steps_since(cluster: &Cluster, last: u64) -> anyhow::Result<BTreeMap<String, f64>> {
-    let found = quorate_integration::wait::until("the event of the failover", Duration::from_secs(10), async || {
-        let events = cluster.admin().await?.rows("SHOW EVENTS").await?;
-        let mut steps = BTreeMap::new();
-        for event in events {
-            let kind = event.text("event")?;
-            let newer = event.number::<u64>("id")?.is_some_and(|id| id > last);
-            if newer && matches!(kind.as_str(), "failover" | "re-election") {
-                for (name, ms) in parse_steps(&event.text("steps")?) {
-                    *steps.entry(name).or_insert(0.0) += ms;
+    let found =
+        quorate_integration::wait::until("the event of the failover", Duration::from_secs(10), async || {
+            let events = cluster.admin().await?.rows("SHOW EVENTS").await?;
+            let mut steps = BTreeMap::new();
+            for event in events {
+                let kind = event.text("event")?;
+                let newer = event.number::<u64>("id")?.is_some_and(|id| id > last);
+                if newer && matches!(kind.as_str(), "failover" | "re-election") {
+                    for (name, ms) in parse_steps(&event.text("steps")?) {
+                        *steps.entry(name).or_insert(0.0) += ms;
+                    }
                 }
             }
-        }
-        Ok(if steps.is_empty() { Err("no steps yet") } else { Ok(steps) })
-    });
+            Ok(if steps.is_empty() { Err("no steps yet") } else { Ok(steps) })
+        });
     found.await
 }
 

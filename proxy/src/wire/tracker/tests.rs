@@ -105,11 +105,7 @@ fn a_transaction_is_aborted_unless_its_commit_is_in_flight() {
 
 #[test]
 fn a_commit_prepared_earlier_is_remembered() {
-    let steps = [
-        parse("c", "commit"), f(b'S'), z(b'I'),
-        q("begin"), z(b'T'),
-        bind("c"), f(b'E'), f(b'S'),
-    ];
+    let steps = [parse("c", "commit"), f(b'S'), z(b'I'), q("begin"), z(b'T'), bind("c"), f(b'E'), f(b'S')];
     assert_eq!(run(&steps).loss(), Loss::Unknown);
     let later = [q("begin"), z(b'T'), parse("", "commit"), f(b'S'), z(b'T'), bind(""), f(b'E'), f(b'S')];
     assert_eq!(run(&later).loss(), Loss::Unknown);
@@ -118,7 +114,10 @@ fn a_commit_prepared_earlier_is_remembered() {
 #[test]
 fn a_batch_that_executed_nothing_is_certain() {
     assert_eq!(run(&[parse("", "insert"), f(b'D'), f(b'S')]).loss(), Loss::Aborted);
-    assert_eq!(run(&[parse("s", "insert"), f(b'D'), f(b'S')]).loss(), Loss::State("named prepared statement \"s\"".into()));
+    assert_eq!(
+        run(&[parse("s", "insert"), f(b'D'), f(b'S')]).loss(),
+        Loss::State("named prepared statement \"s\"".into())
+    );
 }
 
 #[test]
@@ -161,9 +160,21 @@ fn unknown_messages_are_told() {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        Just(q("select 1")), Just(q("commit")), Just(q("create temp table x()")), Just(f(b'S')), Just(f(b'E')),
-        Just(parse("a", "commit")), Just(parse("", "select set_config('a','b',false)")), Just(bind("a")), Just(f(b'd')),
-        Just(f(b'c')), Just(g()), Just(z(b'I')), Just(z(b'T')), Just(done("SET")), Just(done("SELECT 3")),
+        Just(q("select 1")),
+        Just(q("commit")),
+        Just(q("create temp table x()")),
+        Just(f(b'S')),
+        Just(f(b'E')),
+        Just(parse("a", "commit")),
+        Just(parse("", "select set_config('a','b',false)")),
+        Just(bind("a")),
+        Just(f(b'd')),
+        Just(f(b'c')),
+        Just(g()),
+        Just(z(b'I')),
+        Just(z(b'T')),
+        Just(done("SET")),
+        Just(done("SELECT 3")),
         (0usize..3000).prop_map(|n| Step::Back(b'D', vec![7; n])),
         (0usize..70_000).prop_map(|n| Step::Front(b'd', vec![7; n])),
     ]
