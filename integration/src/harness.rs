@@ -33,7 +33,10 @@ pub fn with_cluster(options: Options, body: impl AsyncFnOnce(&mut Cluster) -> an
         match AssertUnwindSafe(steps).catch_unwind().await {
             Ok(Ok(Ok(()))) => {
                 eprintln!("steps took {:.1} s", started.elapsed().as_secs_f64());
-                cluster.stop().await.context("stopping the cluster")
+                let started = Instant::now();
+                let stopped = cluster.stop().await.context("stopping the cluster");
+                eprintln!("the stop took {:.1} s", started.elapsed().as_secs_f64());
+                stopped
             }
             Ok(Ok(Err(error))) => {
                 cluster.show_logs();
