@@ -2,11 +2,12 @@
 
 use super::Agent;
 use super::lease::{MAX_LEASE, boottime};
-use super::promise::Promise;
+use super::promise::PromiseFile;
 use super::replica::Replica;
+use super::standing::{Duty, route};
 use crate::instance::{Bootstrap, Instance, Paths, Process, StopMode};
 use crate::tunnel::{Downstream, Route};
-use quorate_model::{Database, DatabaseId, InstanceRole, PartitionMap, Phase, ReplicaId, RunState};
+use quorate_model::{Database, DatabaseId, PartitionMap, Phase, ReplicaId, RunState};
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -64,7 +65,7 @@ impl Agent {
         let config = &self.0.config;
         let paths = Paths::new(&config.replicas_dir, &config.run_dir, id)?;
         paths.prepare(&config.user)?;
-        let promise = Promise::load(&paths.promise)?;
+        let promise = PromiseFile::load(&paths.promise)?;
         let downstream =
             Downstream::start(database, id, &paths.tunnel, config.user.switch(), self.0.peers.clone())?;
         let instance = Instance::new(
@@ -187,15 +188,12 @@ impl Agent {
     /// The postmaster is gone: nothing of what it served may go on, and the coordinator hears of it at once.
     fn ended(&self, replica: &Arc<Replica>, reason: &str) {
         let mut state = replica.state();
-        if state.leading.take().is_some() {
-            state.grants.clear();
+        let ran = state.run == RunState::Running;
+        if state.ended(reason) {
             self.gates().drop_lease(replica.database);
             self.gates().hold(replica.database);
         }
-        state.role = InstanceRole::Unknown;
-        state.validated = None;
-        if state.run == RunState::Running {
-            state.run = RunState::Stopped(reason.to_owned());
+        if ran {
             self.0.changed.notify_one();
         }
     }
@@ -220,11 +218,7 @@ impl Agent {
         replica.set_run(RunState::Starting);
         self.0.changed.notify_one();
         replica.instance.start().await?;
-        let mut state = replica.state();
-        state.role = InstanceRole::Standby;
-        state.run = RunState::Running;
-        state.validated = None;
-        drop(state);
+        replica.state().started();
         self.0.changed.notify_one();
         replica.wake.notify_one();
         Ok(Next::Look)
@@ -243,7 +237,7 @@ impl Agent {
         if creating && database.current.primary == replica.id {
             return self.bootstrap(replica, database).await;
         }
-        let Some(route) = route(database).filter(|r| replica.state().promise.epoch() <= r.epoch) else {
+        let Some(route) = route(database).filter(|r| replica.state().promise() <= r.epoch) else {
             return Ok(Next::Look);
         };
         replica.downstream.attach(route.clone());
@@ -258,9 +252,8 @@ impl Agent {
         replica.downstream.cut().await;
         replica.instance.start().await?;
         let mut state = replica.state();
-        state.role = InstanceRole::Standby;
-        state.run = RunState::Running;
-        if state.promise.epoch() <= route.epoch {
+        state.started();
+        if state.promise() <= route.epoch {
             state.validated = Some(route.epoch);
         }
         drop(state);
@@ -294,7 +287,7 @@ impl Agent {
         let map = self.map();
         let server = map.servers.get(&database.server).ok_or("the server of this database is gone")?;
         let reign = database.epoch.reign();
-        if let Err(promise) = replica.state().promise.make(reign)? {
+        if let Err(promise) = replica.state().make_promise(reign)? {
             return Err(format!("{} has promised epoch {promise}", replica.id).into());
         }
         replica
@@ -308,72 +301,39 @@ impl Agent {
                 sync_names: database.current.sync_names(),
             })
             .await?;
-        {
-            let mut state = replica.state();
-            state.role = InstanceRole::Primary;
-            state.run = RunState::Running;
-            state.leading = Some(reign);
-            state.promoted_in = Some(reign);
-            state.validated = Some(reign);
-        }
-        self.admit_replicas(replica, database).await?;
-        Ok(Next::Look)
+        replica.state().founded(reign);
+        self.keep_running(replica, database).await
     }
 
     async fn keep_running(&self, replica: &Arc<Replica>, database: &Database) -> Result<Next, Failed> {
-        let role = {
+        let duty = {
             let mut state = replica.state();
-            if !matches!(state.run, RunState::Divergent | RunState::Failed(_)) {
+            if !state.is_failed() {
                 state.run = RunState::Running;
             }
-            state.role
+            state.duty(replica.id, database)
         };
-        if replica.is_failed() {
-            return Ok(Next::Look);
-        }
-        let reign = database.epoch.reign();
-        let settled = matches!(database.phase, Phase::Stable | Phase::Joint | Phase::Creating);
-        let promised = replica.state().promise.epoch();
-        match role {
-            InstanceRole::Primary if database.current.primary == replica.id => {
-                if settled && promised <= reign && replica.state().leading == Some(reign) {
-                    self.admit_replicas(replica, database).await?;
-                }
-            }
-            InstanceRole::Primary => {
-                let replaced = settled || matches!(database.phase, Phase::Promoting { .. });
-                if replaced && reign >= promised {
-                    self.demote(replica, "another replica is primary now").await?;
-                }
-            }
-            InstanceRole::Standby => {
-                // While a primary is being promoted, only a copy made in its reign follows without an order: the
-                // history that others must be checked against is not recorded yet.
-                let known = settled || replica.state().validated == Some(reign);
-                let route = route(database).filter(|r| r.primary != replica.id && known);
-                if let Some(route) = route.filter(|r| promised <= r.epoch) {
-                    self.attach_checked(replica, route, &database.lineage).await?;
-                }
-            }
-            InstanceRole::Unknown => {}
+        match duty {
+            Duty::Nothing => {}
+            Duty::Admit(allowed) => self.admit_replicas(replica, database, allowed).await?,
+            Duty::Demote => self.demote(replica, "another replica is primary now").await?,
+            Duty::Follow(route) => self.attach_checked(replica, route, &database.lineage).await?,
         }
         Ok(Next::Look)
     }
 
-    /// New learners may replicate; those that the record no longer has may not. Voters being taken out are cut
-    /// by the barrier's order and stay out.
-    async fn admit_replicas(&self, replica: &Arc<Replica>, database: &Database) -> Result<(), Failed> {
-        let mut allowed: BTreeSet<ReplicaId> =
-            database.replicas.keys().copied().filter(|r| *r != replica.id).collect();
-        if database.phase == Phase::Joint {
-            let removed: Vec<ReplicaId> = database.previous.iter().flat_map(|c| c.voters.clone()).collect();
-            allowed.retain(|r| database.current.contains(*r) || !removed.contains(r));
-        }
+    /// New learners may replicate; those that the record no longer has may not.
+    async fn admit_replicas(
+        &self,
+        replica: &Arc<Replica>,
+        database: &Database,
+        allowed: BTreeSet<ReplicaId>,
+    ) -> Result<(), Failed> {
         let slots = allowed.iter().map(|r| r.standby_name()).collect();
         replica.instance.ensure_slots(&slots).await?;
         let state = replica.state();
         let reign = database.epoch.reign();
-        if state.leading == Some(reign) && state.promise.epoch() <= reign {
+        if state.leads(replica.id, reign).is_ok() {
             let sockets = replica.instance.paths().sockets.clone();
             self.0.upstreams.admit(replica.database, replica.id, reign, sockets, allowed);
         }
@@ -405,13 +365,4 @@ impl Agent {
 enum Next {
     Look,
     Gone,
-}
-
-/// Where a secondary follows from, once somebody is primary.
-fn route(database: &Database) -> Option<Route> {
-    let primary = match database.phase {
-        Phase::Creating => database.current.primary,
-        _ => database.primary()?,
-    };
-    Some(Route { node: database.node_of(primary)?, primary, epoch: database.epoch.reign() })
 }

@@ -51,19 +51,10 @@ impl Agent {
         let Some(replica) = self.replica_of(database) else { return };
         let holds = {
             let mut state = replica.state();
-            if state.leading != Some(epoch) || state.promise.epoch() > epoch {
+            if state.leads(replica.id, epoch).is_err() {
                 return;
             }
-            let known = state.grants.entry(by).or_default();
-            *known = until.max(*known);
-            // Every configuration in force, that of a change under way included, must have granted.
-            let grants = &state.grants;
-            let until = record
-                .configurations()
-                .filter(|c| c.primary == replica.id)
-                .map(|c| c.lease_until(|r| grants.get(&record.node_of(r)?).copied()))
-                .min()
-                .flatten();
+            let until = state.granted(replica.id, record, epoch, by, until);
             // Set under the lock: a fence drops the lease under the same lock after its promise.
             if let Some(until) = until {
                 self.gates().set_lease(database, until);
@@ -78,19 +69,13 @@ impl Agent {
     /// Whether this node lets the primary of `epoch` release results until `until` (this node's clock). What is
     /// granted is remembered before it is answered: a fence reports how long it still runs.
     pub fn grant_lease(&self, database: DatabaseId, epoch: Epoch, until: BootTime) -> bool {
-        let Some(replica) = self.replica_of(database) else { return false };
-        let mut state = replica.state();
-        if state.promise.epoch() > epoch || state.leading.is_some() {
-            return false;
-        }
-        state.granted_until = state.granted_until.max(until);
-        true
+        self.replica_of(database).is_some_and(|replica| replica.state().grant(epoch, until))
     }
 
     /// The daemon did not run for a while: what it held may have been taken over meanwhile.
     pub fn drop_leases(&self) {
         for replica in self.replicas() {
-            replica.state().grants.clear();
+            replica.state().forget_grants();
             self.gates().drop_lease(replica.database);
         }
     }

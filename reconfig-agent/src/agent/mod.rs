@@ -15,6 +15,7 @@ mod orders;
 mod promise;
 mod replica;
 mod reports;
+pub mod standing;
 
 pub use gate::{BootTime, GateControl};
 pub use lease::{LeaseWant, MAX_LEASE, boottime};

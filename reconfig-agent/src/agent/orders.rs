@@ -52,7 +52,7 @@ impl Agent {
 
     fn promised(&self, replica: &Replica, epoch: Epoch) -> Result<(), Failure> {
         let mut state = replica.state();
-        match state.promise.make(epoch) {
+        match state.make_promise(epoch) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(promise)) => Err(Failure::Promised { replica: replica.id, promise }),
             Err(e) => Err(Failure::Instance(format!("the promise cannot be written: {e}"))),
@@ -61,18 +61,16 @@ impl Agent {
 
     async fn fence(&self, replica: &Arc<Replica>, epoch: Epoch) -> Result<Reply, Failure> {
         self.promised(replica, epoch)?;
-        let (role, lease_left_ms) = {
+        let effect = {
             let mut state = replica.state();
-            state.validated = None;
-            if state.leading.is_some_and(|l| l < epoch.reign()) {
-                state.leading = None;
-                state.grants.clear();
+            let effect = state.fence(epoch, boottime());
+            if effect.hold_gate {
                 self.gates().drop_lease(replica.database);
                 self.gates().hold(replica.database);
             }
-            let left = state.granted_until.saturating_sub(boottime());
-            (state.role, left.div_ceil(1_000_000))
+            effect
         };
+        let (role, lease_left_ms) = (effect.role, effect.lease_left.div_ceil(1_000_000));
         self.0.upstreams.cut_all(replica.database).await;
         replica.downstream.cut().await;
         let run = replica.state().run.clone();
@@ -112,20 +110,10 @@ impl Agent {
         replica.instance.ensure_slots(&slots).await.map_err(failed)?;
         let since = {
             let mut state = replica.state();
-            if !was_primary {
-                state.promoted_in = Some(epoch.reign());
-            }
-            if state.promise.epoch() != epoch.reign() {
-                return Err(Failure::Promised { replica: replica.id, promise: state.promise.epoch() });
-            }
-            state.role = InstanceRole::Primary;
-            state.leading = Some(epoch.reign());
-            state.validated = Some(epoch.reign());
-            state.grants.clear();
-            state.retired = false;
+            let since = state.lead(replica.id, epoch, was_primary)?;
             let sockets = replica.instance.paths().sockets.clone();
             self.0.upstreams.admit(replica.database, replica.id, epoch.reign(), sockets, allowed);
-            state.promoted_in.unwrap_or(epoch.reign())
+            since
         };
         self.gates().renew_leases();
         tracing::info!(
@@ -171,7 +159,7 @@ impl Agent {
         lineage: &[Lineage],
     ) -> Result<(), Failure> {
         let reign = route.epoch;
-        if replica.state().validated != Some(reign) {
+        if replica.state().needs_check(reign) {
             replica.downstream.cut().await;
             let position = replica.instance.position().await.map_err(failed)?;
             if relate(lineage, &position) == Relation::Divergent {
@@ -185,11 +173,7 @@ impl Agent {
             }
         }
         let mut state = replica.state();
-        if state.promise.epoch() > reign {
-            return Err(Failure::Promised { replica: replica.id, promise: state.promise.epoch() });
-        }
-        let first = state.validated != Some(reign);
-        state.validated = Some(reign);
+        let first = state.follow(replica.id, reign)?;
         replica.downstream.attach(route);
         drop(state);
         if first {
@@ -207,13 +191,11 @@ impl Agent {
         allowed: BTreeSet<ReplicaId>,
         uuid: uuid::Uuid,
     ) -> Result<Reply, Failure> {
-        self.leads(replica, epoch)?;
+        replica.state().leads(replica.id, epoch)?;
         // R2: first nobody else replicates, then the names, then the write.
         {
             let state = replica.state();
-            if state.promise.epoch() > epoch.reign() {
-                return Err(Failure::Promised { replica: replica.id, promise: state.promise.epoch() });
-            }
+            state.obeys(replica.id, epoch)?;
             let sockets = replica.instance.paths().sockets.clone();
             self.0.upstreams.admit(replica.database, replica.id, epoch.reign(), sockets, allowed.clone());
         }
@@ -221,28 +203,13 @@ impl Agent {
         replica.instance.ensure_slots(&slots).await.map_err(failed)?;
         replica.instance.set_sync_names(sync_names).await.map_err(failed)?;
         let lsn = replica.instance.write_epoch(epoch, uuid, BARRIER_DEADLINE).await.map_err(failed)?;
-        self.leads(replica, epoch)?;
+        replica.state().leads(replica.id, epoch)?;
         Ok(Reply::Passed { lsn })
     }
 
-    fn leads(&self, replica: &Replica, epoch: Epoch) -> Result<(), Failure> {
-        let state = replica.state();
-        let promise = state.promise.epoch();
-        if promise > epoch.reign() {
-            return Err(Failure::Promised { replica: replica.id, promise });
-        }
-        if state.leading != Some(epoch.reign()) {
-            return Err(Failure::Instance(format!("{} is not the primary of epoch {epoch}", replica.id)));
-        }
-        Ok(())
-    }
-
     fn open(&self, replica: &Arc<Replica>, epoch: Epoch) -> Result<Reply, Failure> {
-        self.leads(replica, epoch)?;
         let state = replica.state();
-        if state.promise.epoch() > epoch.reign() {
-            return Err(Failure::Promised { replica: replica.id, promise: state.promise.epoch() });
-        }
+        state.leads(replica.id, epoch)?;
         self.gates().open(replica.database, epoch.reign(), &replica.instance.paths().sockets);
         drop(state);
         self.gates().renew_leases();
@@ -250,16 +217,12 @@ impl Agent {
     }
 
     async fn retire(&self, replica: &Arc<Replica>, epoch: Epoch, drain_ms: u64) -> Result<Reply, Failure> {
-        self.leads(replica, epoch)?;
+        replica.state().leads(replica.id, epoch)?;
         let (kept, cut) = self.gates().park(replica.database, Duration::from_millis(drain_ms)).await;
         let _changing = replica.changing.lock().await;
         replica.state().retired = true;
         let stopped = replica.instance.stop(StopMode::Fast, STOP_DEADLINE).await.map_err(failed);
-        let mut state = replica.state();
-        state.role = InstanceRole::Unknown;
-        state.leading = None;
-        state.run = RunState::Stopped("stopped for a switchover".to_owned());
-        drop(state);
+        replica.state().stopped("stopped for a switchover");
         stopped?;
         Ok(Reply::Retired { kept, cut })
     }
@@ -270,17 +233,10 @@ impl Agent {
         self.gates().drop_lease(replica.database);
         self.gates().close(replica.database, why);
         self.0.upstreams.cut_all(replica.database).await;
-        {
-            let mut state = replica.state();
-            state.leading = None;
-            state.grants.clear();
-            state.validated = None;
-        }
+        replica.state().demote();
         // Not a fast stop: its shutdown checkpoint would be one more record that the history does not hold.
         replica.instance.stop(StopMode::Immediate, STOP_DEADLINE).await.map_err(failed)?;
-        let mut state = replica.state();
-        state.role = InstanceRole::Unknown;
-        state.run = RunState::Stopped(why.to_owned());
+        replica.state().stopped(why);
         Ok(())
     }
 }

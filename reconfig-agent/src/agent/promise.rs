@@ -8,15 +8,15 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+/// The file of one replica's promise. What may be written to it is decided by [`super::standing::Standing`].
 #[derive(Debug)]
-pub struct Promise {
+pub struct PromiseFile {
     path: PathBuf,
-    epoch: Epoch,
 }
 
-impl Promise {
+impl PromiseFile {
     /// Reads the promise; none yet is the zero epoch. An unreadable file is an error, never a fresh start.
-    pub fn load(path: &Path) -> io::Result<Promise> {
+    pub fn load(path: &Path) -> io::Result<(PromiseFile, Epoch)> {
         let epoch = match fs::read_to_string(path) {
             Ok(text) => text.trim().parse().map_err(|e| {
                 io::Error::new(io::ErrorKind::InvalidData, format!("{}: {e}", path.display()))
@@ -24,23 +24,11 @@ impl Promise {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Epoch::default(),
             Err(e) => return Err(e),
         };
-        Ok(Promise { path: path.to_owned(), epoch })
+        Ok((PromiseFile { path: path.to_owned() }, epoch))
     }
 
-    pub fn epoch(&self) -> Epoch {
-        self.epoch
-    }
-
-    /// Promises `epoch`, durably. An older one than what was promised is refused with what was promised; I5:
-    /// promises never go back.
-    pub fn make(&mut self, epoch: Epoch) -> io::Result<Result<(), Epoch>> {
-        let epoch = epoch.reign();
-        if epoch < self.epoch {
-            return Ok(Err(self.epoch));
-        }
-        if epoch == self.epoch {
-            return Ok(Ok(()));
-        }
+    /// On disk when it returns.
+    pub fn write(&self, epoch: Epoch) -> io::Result<()> {
         let temporary = self.path.with_extension("new");
         let mut file = File::create(&temporary)?;
         writeln!(file, "{epoch}")?;
@@ -49,8 +37,7 @@ impl Promise {
         if let Some(directory) = self.path.parent() {
             File::open(directory)?.sync_all()?;
         }
-        self.epoch = epoch;
-        Ok(Ok(()))
+        Ok(())
     }
 }
 
@@ -60,16 +47,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_promise_survives_and_never_goes_back() {
-        let directory = std::env::temp_dir().join(format!("promise-{}", std::process::id()));
-        fs::create_dir_all(&directory).unwrap();
-        let path = directory.join("promise");
-        let mut promise = Promise::load(&path).unwrap();
-        assert_eq!(promise.make(Epoch::new(0, 3, 2)).unwrap(), Ok(()));
-        assert_eq!(promise.make(Epoch::new(0, 2, 9)).unwrap(), Err(Epoch::new(0, 3, 0)));
-        assert_eq!(Promise::load(&path).unwrap().epoch(), Epoch::new(0, 3, 0));
+    fn a_promise_survives_and_rubbish_is_no_fresh_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("promise");
+        let (file, none) = PromiseFile::load(&path).unwrap();
+        assert_eq!(none, Epoch::default());
+        file.write(Epoch::new(0, 3, 0)).unwrap();
+        assert_eq!(PromiseFile::load(&path).unwrap().1, Epoch::new(0, 3, 0));
         fs::write(&path, "rubbish").unwrap();
-        assert!(Promise::load(&path).is_err());
-        fs::remove_dir_all(&directory).unwrap();
+        assert!(PromiseFile::load(&path).is_err());
     }
 }

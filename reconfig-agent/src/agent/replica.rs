@@ -1,11 +1,13 @@
 //! One replica on this node: its instance, its end of the tunnel, and what it has promised.
 
 use crate::agent::gate::BootTime;
-use crate::agent::promise::Promise;
+use crate::agent::promise::PromiseFile;
+use crate::agent::standing::Standing;
 use crate::instance::Instance;
 use crate::tunnel::Downstream;
-use quorate_model::{DatabaseId, Epoch, InstanceRole, NodeId, Position, ReplicaId, ReplicaReport, RunState};
-use std::collections::BTreeMap;
+use quorate_model::{DatabaseId, Epoch, Position, ReplicaId, ReplicaReport, RunState};
+use std::io;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
@@ -24,22 +26,38 @@ pub struct Replica {
 
 /// Everything here is decided under one short lock, so that a fence and an attach cannot cross.
 pub struct State {
-    pub promise: Promise,
-    pub role: InstanceRole,
-    /// The reign in which this replica is primary and may have its gate opened.
-    pub leading: Option<Epoch>,
-    /// The reign in which this instance was promoted to its present timeline.
-    pub promoted_in: Option<Epoch>,
-    /// The reign whose history this replica's log was found to be a prefix of.
-    pub validated: Option<Epoch>,
-    /// A lease granted to the primary by this node runs at most until then.
-    pub granted_until: BootTime,
-    /// Leases granted to this replica, by the voters' nodes, in the reign of `leading`.
-    pub grants: BTreeMap<NodeId, BootTime>,
-    pub run: RunState,
+    standing: Standing,
+    promise: PromiseFile,
     pub report: Option<ReplicaReport>,
-    /// Stopped on purpose by a switchover; stays so until another primary is elected.
-    pub retired: bool,
+}
+
+impl State {
+    /// Promises `epoch`, durably. An older one than what was promised is refused with what was promised.
+    pub fn make_promise(&mut self, epoch: Epoch) -> io::Result<Result<(), Epoch>> {
+        match self.standing.must_persist(epoch) {
+            Err(promise) => Ok(Err(promise)),
+            Ok(None) => Ok(Ok(())),
+            Ok(Some(reign)) => {
+                self.promise.write(reign)?;
+                self.standing.promised(reign);
+                Ok(Ok(()))
+            }
+        }
+    }
+}
+
+impl Deref for State {
+    type Target = Standing;
+
+    fn deref(&self) -> &Standing {
+        &self.standing
+    }
+}
+
+impl DerefMut for State {
+    fn deref_mut(&mut self) -> &mut Standing {
+        &mut self.standing
+    }
 }
 
 impl Replica {
@@ -48,22 +66,11 @@ impl Replica {
         id: ReplicaId,
         instance: Instance,
         downstream: Downstream,
-        promise: Promise,
+        (promise, promised): (PromiseFile, Epoch),
         granted_until: BootTime,
     ) -> Replica {
-        let state = State {
-            promise,
-            role: InstanceRole::Unknown,
-            leading: None,
-            promoted_in: None,
-            validated: None,
-            // A grant made before a restart of this daemon is not remembered, but it still runs.
-            granted_until,
-            grants: BTreeMap::new(),
-            run: RunState::Absent,
-            report: None,
-            retired: false,
-        };
+        // A grant made before a restart of this daemon is not remembered, but it still runs.
+        let state = State { standing: Standing::new(promised, granted_until), promise, report: None };
         Replica {
             id,
             database,
@@ -86,7 +93,7 @@ impl Replica {
     }
 
     pub fn is_failed(&self) -> bool {
-        matches!(self.state().run, RunState::Failed(_) | RunState::Divergent)
+        self.state().is_failed()
     }
 
     /// Marks the replica as one that must never stream again.

@@ -110,7 +110,7 @@ fn self_report(replica: &Replica) -> ReplicaReport {
         node: sampled.map_or(NodeId(0), |r| r.node),
         run,
         role: state.role,
-        promise: state.promise.epoch(),
+        promise: state.promise(),
         position: sampled.and_then(|r| r.position),
         streaming: None,
         timeline: sampled.map_or(Timeline(0), |r| r.timeline),

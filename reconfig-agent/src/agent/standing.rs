@@ -1,0 +1,350 @@
+//! What one replica has promised, what it is, and what it therefore may do: the rules of the replica agent as
+//! functions of values.
+//!
+//! The agent's orders and keepers, the simulator and the model checker all go through [`Standing`]; around it the
+//! agent writes promises to disk, moves tunnels and gates, and talks to Postgres. Every rule is decided under the
+//! replica's one short lock, so that a fence and an attach cannot cross.
+//!
+//! **Invariants.** A promise never goes back (I5). A replica leads only in the reign that it promised, and no longer
+//! than until it promises the next. It grants no lease to a reign older than its promise, nor while it leads.
+
+use crate::agent::gate::BootTime;
+use crate::decide::Failure;
+use crate::tunnel::Route;
+use quorate_model::{Database, Epoch, InstanceRole, NodeId, Phase, ReplicaId, RunState};
+use std::collections::{BTreeMap, BTreeSet};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Standing {
+    /// Durable before it is set here: see [`Standing::must_persist`].
+    promise: Epoch,
+    pub role: InstanceRole,
+    /// The reign in which this replica is primary and may have its gate opened.
+    pub leading: Option<Epoch>,
+    /// The reign in which this instance was promoted to its present timeline.
+    pub promoted_in: Option<Epoch>,
+    /// The reign whose history this replica's log was found to be a prefix of.
+    pub validated: Option<Epoch>,
+    /// A lease granted to the primary by this node runs at most until then.
+    pub granted_until: BootTime,
+    /// Leases granted to this replica, by the voters' nodes, in the reign of `leading`.
+    pub grants: BTreeMap<NodeId, BootTime>,
+    pub run: RunState,
+    /// Stopped on purpose by a switchover; stays so until another primary is elected.
+    pub retired: bool,
+}
+
+/// What a fence does beside the promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FenceEffect {
+    /// It led an older reign: its gate is to be held and its lease dropped before anything else.
+    pub hold_gate: bool,
+    pub role: InstanceRole,
+    /// How long a lease that this node granted may still run, nanoseconds.
+    pub lease_left: u64,
+}
+
+/// What a running instance has to do so that the present follows the map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Duty {
+    Nothing,
+    /// A primary: these may replicate from it.
+    Admit(BTreeSet<ReplicaId>),
+    /// A primary that was replaced.
+    Demote,
+    /// A standby: attach to this primary after a check of its history.
+    Follow(Route),
+}
+
+impl Standing {
+    /// A replica whose agent has just begun to keep it. `granted_until` covers grants of an earlier run of the daemon,
+    /// which are not remembered.
+    pub fn new(promise: Epoch, granted_until: BootTime) -> Standing {
+        Standing {
+            promise,
+            role: InstanceRole::Unknown,
+            leading: None,
+            promoted_in: None,
+            validated: None,
+            granted_until,
+            grants: BTreeMap::new(),
+            run: RunState::Absent,
+            retired: false,
+        }
+    }
+
+    pub fn promise(&self) -> Epoch {
+        self.promise
+    }
+
+    /// What must be durable before [`Standing::promised`] may be told of it: nothing when it is promised already.
+    /// An older epoch than what was promised is refused with what was promised.
+    pub fn must_persist(&self, epoch: Epoch) -> Result<Option<Epoch>, Epoch> {
+        let reign = epoch.reign();
+        match reign.cmp(&self.promise) {
+            std::cmp::Ordering::Less => Err(self.promise),
+            std::cmp::Ordering::Equal => Ok(None),
+            std::cmp::Ordering::Greater => Ok(Some(reign)),
+        }
+    }
+
+    /// The promise is on disk.
+    pub fn promised(&mut self, reign: Epoch) {
+        debug_assert!(reign >= self.promise, "I5: promises never go back");
+        self.promise = self.promise.max(reign);
+    }
+
+    /// Whether an order of this epoch may still be obeyed.
+    pub fn obeys(&self, replica: ReplicaId, epoch: Epoch) -> Result<(), Failure> {
+        if self.promise > epoch.reign() {
+            return Err(Failure::Promised { replica, promise: self.promise });
+        }
+        Ok(())
+    }
+
+    /// After the promise to `epoch`: this replica follows nobody and leads no older reign.
+    pub fn fence(&mut self, epoch: Epoch, now: BootTime) -> FenceEffect {
+        self.validated = None;
+        let hold_gate = self.leading.is_some_and(|led| led < epoch.reign());
+        if hold_gate {
+            self.leading = None;
+            self.grants.clear();
+        }
+        FenceEffect { hold_gate, role: self.role, lease_left: self.granted_until.saturating_sub(now) }
+    }
+
+    /// The instance is primary now, in the reign of `epoch`. Returns the reign in which it was promoted.
+    pub fn lead(&mut self, replica: ReplicaId, epoch: Epoch, was_primary: bool) -> Result<Epoch, Failure> {
+        let reign = epoch.reign();
+        if !was_primary {
+            self.promoted_in = Some(reign);
+        }
+        self.role = InstanceRole::Primary;
+        if self.promise != reign {
+            return Err(Failure::Promised { replica, promise: self.promise });
+        }
+        self.leading = Some(reign);
+        self.validated = Some(reign);
+        self.grants.clear();
+        self.retired = false;
+        Ok(self.promoted_in.unwrap_or(reign))
+    }
+
+    /// Whether this replica is the primary of that epoch: what a barrier, an opening and a retirement need.
+    pub fn leads(&self, replica: ReplicaId, epoch: Epoch) -> Result<(), Failure> {
+        self.obeys(replica, epoch)?;
+        if self.leading != Some(epoch.reign()) {
+            return Err(Failure::Instance(format!("{replica} is not the primary of epoch {epoch}")));
+        }
+        Ok(())
+    }
+
+    /// Whether the log is to be compared with the history before this replica may follow in that reign.
+    pub fn needs_check(&self, reign: Epoch) -> bool {
+        self.validated != Some(reign)
+    }
+
+    /// The log was found to be a prefix: follows in that reign from now on. True the first time.
+    pub fn follow(&mut self, replica: ReplicaId, reign: Epoch) -> Result<bool, Failure> {
+        self.obeys(replica, reign)?;
+        Ok(self.validated.replace(reign) != Some(reign))
+    }
+
+    /// Whether the primary of `epoch` may release results until `until`, by this node's word; recorded if so.
+    pub fn grant(&mut self, epoch: Epoch, until: BootTime) -> bool {
+        if self.promise > epoch || self.leading.is_some() {
+            return false;
+        }
+        self.granted_until = self.granted_until.max(until);
+        true
+    }
+
+    /// A voter's node granted a lease. Until when results may leave now, by the grants of every configuration in
+    /// force, that of a change under way included; `None` while too few have granted.
+    pub fn granted(
+        &mut self,
+        me: ReplicaId,
+        record: &Database,
+        epoch: Epoch,
+        by: NodeId,
+        until: BootTime,
+    ) -> Option<BootTime> {
+        if self.leading != Some(epoch) || self.promise > epoch {
+            return None;
+        }
+        let known = self.grants.entry(by).or_default();
+        *known = until.max(*known);
+        let grants = &self.grants;
+        record
+            .configurations()
+            .filter(|c| c.primary == me)
+            .map(|c| c.lease_until(|r| grants.get(&record.node_of(r)?).copied()))
+            .min()
+            .flatten()
+    }
+
+    /// The daemon did not run for a while: what was granted to it may have been taken over meanwhile.
+    pub fn forget_grants(&mut self) {
+        self.grants.clear();
+    }
+
+    /// The postmaster is gone. True when it led: its gate is to be held and its lease dropped.
+    pub fn ended(&mut self, reason: &str) -> bool {
+        let led = self.leading.take().is_some();
+        if led {
+            self.grants.clear();
+        }
+        self.role = InstanceRole::Unknown;
+        self.validated = None;
+        if self.run == RunState::Running {
+            self.run = RunState::Stopped(reason.to_owned());
+        }
+        led
+    }
+
+    /// The instance was started: as a standby, always (R7).
+    pub fn started(&mut self) {
+        self.role = InstanceRole::Standby;
+        self.run = RunState::Running;
+        self.validated = None;
+    }
+
+    /// The instance was made anew as the first primary of its database.
+    pub fn founded(&mut self, reign: Epoch) {
+        self.role = InstanceRole::Primary;
+        self.run = RunState::Running;
+        self.leading = Some(reign);
+        self.promoted_in = Some(reign);
+        self.validated = Some(reign);
+    }
+
+    /// Another replica is primary now; the instance is about to be stopped.
+    pub fn demote(&mut self) {
+        self.leading = None;
+        self.grants.clear();
+        self.validated = None;
+    }
+
+    /// The instance was stopped on purpose.
+    pub fn stopped(&mut self, why: &str) {
+        self.role = InstanceRole::Unknown;
+        self.leading = None;
+        self.run = RunState::Stopped(why.to_owned());
+    }
+
+    pub fn is_failed(&self) -> bool {
+        matches!(self.run, RunState::Failed(_) | RunState::Divergent)
+    }
+
+    /// What the map asks of a running instance. Never more than its promise allows: a keeper that reads an old map
+    /// undoes no fence.
+    pub fn duty(&self, me: ReplicaId, record: &Database) -> Duty {
+        if self.is_failed() {
+            return Duty::Nothing;
+        }
+        let reign = record.epoch.reign();
+        let settled = matches!(record.phase, Phase::Stable | Phase::Joint | Phase::Creating);
+        match self.role {
+            InstanceRole::Primary if record.current.primary == me => {
+                if settled && self.promise <= reign && self.leading == Some(reign) {
+                    return Duty::Admit(admissible(record, me));
+                }
+                Duty::Nothing
+            }
+            InstanceRole::Primary => {
+                let replaced = settled || matches!(record.phase, Phase::Promoting { .. });
+                if replaced && reign >= self.promise { Duty::Demote } else { Duty::Nothing }
+            }
+            InstanceRole::Standby => {
+                // While a primary is being promoted, only a copy made in its reign follows without an order: the
+                // history that others must be checked against is not recorded yet.
+                let known = settled || self.validated == Some(reign);
+                match route(record) {
+                    Some(route) if known && route.primary != me && self.promise <= route.epoch => {
+                        Duty::Follow(route)
+                    }
+                    _ => Duty::Nothing,
+                }
+            }
+            InstanceRole::Unknown => Duty::Nothing,
+        }
+    }
+}
+
+/// Who may replicate from the primary `me`: learners too, and those that the record no longer has may not. Voters
+/// being taken out are cut by the barrier's order and stay out (R2).
+fn admissible(record: &Database, me: ReplicaId) -> BTreeSet<ReplicaId> {
+    let mut allowed: BTreeSet<ReplicaId> = record.replicas.keys().copied().filter(|r| *r != me).collect();
+    if record.phase == Phase::Joint {
+        let removed: BTreeSet<ReplicaId> =
+            record.previous.iter().flat_map(|c| c.voters.iter().copied()).collect();
+        allowed.retain(|r| record.current.contains(*r) || !removed.contains(r));
+    }
+    allowed
+}
+
+/// Where a secondary follows from, once somebody is primary.
+pub fn route(record: &Database) -> Option<Route> {
+    let primary = match record.phase {
+        Phase::Creating => record.current.primary,
+        _ => record.primary()?,
+    };
+    Some(Route { node: record.node_of(primary)?, primary, epoch: record.epoch.reign() })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn epoch(primary: u64) -> Epoch {
+        Epoch::new(0, primary, 0)
+    }
+
+    fn promise(standing: &mut Standing, to: Epoch) -> Result<(), Epoch> {
+        if let Some(reign) = standing.must_persist(to)? {
+            standing.promised(reign);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_fenced_primary_leads_no_longer_and_grants_nothing_old() {
+        let me = ReplicaId(1);
+        let mut standing = Standing::new(Epoch::default(), 0);
+        promise(&mut standing, epoch(1)).unwrap();
+        standing.lead(me, epoch(1), false).unwrap();
+        assert!(!standing.grant(epoch(1), 100), "a primary grants no lease");
+        promise(&mut standing, epoch(2)).unwrap();
+        let effect = standing.fence(epoch(2), 10);
+        assert!(effect.hold_gate);
+        assert!(standing.leads(me, epoch(1)).is_err());
+        assert!(!standing.grant(epoch(1), 100), "the mutant that grants after its promise");
+        assert!(standing.follow(me, epoch(1)).is_err());
+    }
+
+    #[test]
+    fn a_fence_tells_how_long_its_grant_still_runs() {
+        let mut standing = Standing::new(epoch(1), 0);
+        assert!(standing.grant(epoch(1), 400));
+        promise(&mut standing, epoch(2)).unwrap();
+        assert_eq!(standing.fence(epoch(2), 150).lease_left, 250);
+    }
+
+    #[test]
+    fn a_promotion_that_was_overtaken_leads_nothing() {
+        let mut standing = Standing::new(epoch(2), 0);
+        promise(&mut standing, epoch(3)).unwrap();
+        assert!(standing.lead(ReplicaId(1), epoch(2), false).is_err());
+        assert_eq!(standing.leading, None);
+        assert_eq!(standing.role, InstanceRole::Primary, "it is one, and will be demoted");
+    }
+
+    #[test]
+    fn promises_never_go_back() {
+        let mut standing = Standing::new(epoch(3), 0);
+        assert_eq!(promise(&mut standing, epoch(2)), Err(epoch(3)));
+        assert_eq!(promise(&mut standing, Epoch::new(0, 3, 9)), Ok(()));
+        assert_eq!(standing.promise(), epoch(3));
+    }
+}
