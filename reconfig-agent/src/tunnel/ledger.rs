@@ -149,6 +149,10 @@ impl Observe for Clerk {
             (Purpose::Copy, _) => {}
         }
     }
+
+    fn withholds_write_reports(&self) -> bool {
+        self.purpose == Purpose::Stream
+    }
 }
 
 impl Drop for Clerk {

@@ -27,6 +27,14 @@ pub enum PumpError {
     Malformed(Malformed),
 }
 
+/// What becomes of bytes that were just received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    Forward,
+    /// They are whole messages that the other side does not need.
+    Withhold,
+}
+
 /// What one step did.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Step {
@@ -69,7 +77,7 @@ impl Pump {
         cx: &mut Context<'_>,
         source: &mut (impl AsyncRead + Unpin),
         sink: &mut (impl AsyncWrite + Unpin),
-        scan: impl FnOnce(&[u8]) -> Result<(), Malformed>,
+        scan: impl FnOnce(&[u8]) -> Result<Pass, Malformed>,
     ) -> Result<Step, PumpError> {
         let mut step = Step { read: self.receive(cx, source, scan)?, ..Step::default() };
         if let Some(bytes) = &self.buffer {
@@ -122,7 +130,7 @@ impl Pump {
         &mut self,
         cx: &mut Context<'_>,
         source: &mut (impl AsyncRead + Unpin),
-        scan: impl FnOnce(&[u8]) -> Result<(), Malformed>,
+        scan: impl FnOnce(&[u8]) -> Result<Pass, Malformed>,
     ) -> Result<usize, PumpError> {
         if self.source_ended || self.end == buffer::BUFFER_BYTES {
             return Ok(0);
@@ -134,8 +142,9 @@ impl Pump {
             Poll::Ready(Ok(())) => {
                 let read = free.filled().len();
                 self.source_ended = read == 0;
-                scan(free.filled()).map_err(PumpError::Malformed)?;
-                self.end += read;
+                if scan(free.filled()).map_err(PumpError::Malformed)? == Pass::Forward {
+                    self.end += read;
+                }
                 Ok(read)
             }
             // A source that broke has ended; what it said before is still delivered.

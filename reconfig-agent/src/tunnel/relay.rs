@@ -7,7 +7,7 @@
 //! Room for later: a rate limit, or a position beyond which a learner is held back, would make [`Relay`] stop reading
 //! from the primary's side until it is lifted; the [`Observe`]r sees every position that such a rule needs.
 
-use super::pump::{Pump, PumpError, Step};
+use super::pump::{Pass, Pump, PumpError, Step};
 use super::scan::Malformed;
 use super::tap::{KEEPALIVE_REQUEST, Sighting, Tap};
 use super::telemetry::Traffic;
@@ -29,6 +29,10 @@ pub trait Observe: Send + Unpin {
     fn saw(&mut self, sighting: Sighting);
     /// Whether the primary is asked for a keepalive when a stream begins.
     fn asks_for_keepalive(&self) -> bool {
+        false
+    }
+    /// Whether reports of writes that are not flushed yet stay here.
+    fn withholds_write_reports(&self) -> bool {
         false
     }
     /// Everything received from the standby so far was handed to the primary's side.
@@ -108,13 +112,19 @@ where
             tap.primary_said(bytes, |sighting| {
                 began |= sighting == Sighting::CopyBothBegan;
                 observer.saw(sighting);
-            })
+            })?;
+            Ok(Pass::Forward)
         })?;
         if began && observer.asks_for_keepalive() && tap.is_between_messages_of_standby() {
             up.inject(&KEEPALIVE_REQUEST);
         }
-        let upward: Step =
-            up.step(cx, standby, primary, |bytes| tap.standby_said(bytes, |s| observer.saw(s)))?;
+        let upward: Step = up.step(cx, standby, primary, |bytes| {
+            if observer.withholds_write_reports() && tap.withhold(bytes) {
+                return Ok(Pass::Withhold);
+            }
+            tap.standby_said(bytes, |s| observer.saw(s))?;
+            Ok(Pass::Forward)
+        })?;
         if upward.delivered {
             observer.delivered_to_primary();
         }

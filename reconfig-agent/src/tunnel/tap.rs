@@ -45,14 +45,19 @@ pub struct Tap {
     from_primary: Scanner,
     from_standby: Scanner,
     copy_both: bool,
+    /// WAL came whose write was not yet withheld.
+    wal_unreported: bool,
 }
 
 impl Tap {
     pub fn primary_said(&mut self, bytes: &[u8], mut saw: impl FnMut(Sighting)) -> Result<(), Malformed> {
-        let copy_both = &mut self.copy_both;
+        let (copy_both, wal_unreported) = (&mut self.copy_both, &mut self.wal_unreported);
         self.from_primary.feed(bytes, |head| {
             let sighting = match (head.kind, *copy_both) {
-                (b'd', true) => heard(head),
+                (b'd', true) => {
+                    *wal_unreported |= head.body.first() == Some(&b'w');
+                    heard(head)
+                }
                 (b'W', false) => Some(Sighting::CopyBothBegan),
                 // CopyDone, CommandComplete, ErrorResponse, ReadyForQuery: each ends the copy.
                 (b'c' | b'C' | b'E' | b'Z', true) => Some(Sighting::CopyBothEnded),
@@ -72,6 +77,25 @@ impl Tap {
     /// Whether a message of our own may go to the primary here.
     pub fn is_between_messages_of_standby(&self) -> bool {
         self.from_standby.at_boundary()
+    }
+
+    /// Whether `bytes`, which come next from the standby, need not be passed on: one report that says only how far the
+    /// log was *written*, with the flush of the same bytes still to come. PostgreSQL's walreceiver sends one before every
+    /// flush and another after it (`walreceiver.c`, `WalReceiverMain` and `XLogWalRcvFlush`); nobody waits for the first,
+    /// because a commit here waits for flushes, and passing it on costs as much on every hop as the one that counts. Once
+    /// for each WAL that came: when a flush takes long, answers to keepalives pass, and the primary sees a live standby.
+    pub fn withhold(&mut self, bytes: &[u8]) -> bool {
+        let report = |at: usize| lsn_at(bytes, at);
+        let only_written = self.copy_both
+            && self.wal_unreported
+            && self.from_standby.at_boundary()
+            && bytes.len() == KEEPALIVE_REQUEST.len()
+            && bytes[..6] == KEEPALIVE_REQUEST[..6]
+            // It asks for no answer, and a flush will follow it.
+            && bytes.last() == Some(&0)
+            && report(6) > report(14);
+        self.wal_unreported &= !only_written;
+        only_written
     }
 
     pub fn standby_said(&mut self, bytes: &[u8], mut saw: impl FnMut(Sighting)) -> Result<(), Malformed> {
@@ -150,6 +174,29 @@ mod tests {
             tap.primary_said(b, |s| seen.push(s)).unwrap();
             assert_eq!(seen, expected, "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn a_report_of_a_write_alone_is_withheld_once_and_no_other() {
+        let wal = message(b'd', &[b"w", &n(40), &n(50), &n(1), b"wal"]);
+        let mut tap = Tap::default();
+        assert!(!tap.withhold(&status(50, 40)), "nothing is withheld before streaming");
+        tap.primary_said(&message(b'W', &[&[0, 0, 0]]), |_| {}).unwrap();
+        assert!(!tap.withhold(&status(50, 40)), "no WAL came");
+        tap.primary_said(&wal, |_| {}).unwrap();
+        assert!(!tap.withhold(&status(50, 50)), "the report of the flush passes");
+        let mut asking = status(50, 40);
+        asking[38] = 1;
+        assert!(!tap.withhold(&asking), "it asks for an answer");
+        assert!(!tap.withhold(&[status(50, 40), status(50, 50)].concat()));
+        assert!(tap.withhold(&status(50, 40)));
+        assert!(
+            !tap.withhold(&status(50, 40)),
+            "the answer to a keepalive passes, however long the flush takes"
+        );
+        tap.primary_said(&wal, |_| {}).unwrap();
+        tap.standby_said(&status(50, 50)[..20], |_| {}).unwrap();
+        assert!(!tap.withhold(&status(60, 50)), "in the middle of a message these are other bytes");
     }
 
     #[test]
