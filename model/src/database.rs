@@ -4,7 +4,7 @@ use crate::{Configuration, DatabaseId, Epoch, Lineage, NodeId, OperationId, Repl
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Database {
     pub id: DatabaseId,
     pub server: ServerId,
@@ -27,13 +27,13 @@ pub struct Database {
     pub copies: u32,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Replica {
     pub node: NodeId,
     pub state: ReplicaState,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ReplicaState {
     Up,
     /// Not heard of since then (Unix milliseconds by the recorder's clock; drives the slow replacement only).
@@ -42,7 +42,7 @@ pub enum ReplicaState {
     },
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Phase {
     /// Its first primary is being made and its first voters copied. The gate has never been open.
     Creating,

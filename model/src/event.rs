@@ -54,7 +54,7 @@ impl EventKind {
 }
 
 /// How long one step of a reconfiguration took, in microseconds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct StepTime {
     /// detect, record, fence, promote, attach, barrier, lease, open
     pub name: String,

@@ -3,7 +3,7 @@
 use crate::{DatabaseId, NodeId, OperationId, ReplicaId};
 use serde::{Deserialize, Serialize};
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Operation {
     pub id: OperationId,
     pub kind: OperationKind,
@@ -18,7 +18,7 @@ pub struct Operation {
     pub updated_ms: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum OperationKind {
     CreateDatabase,
     DropDatabase,
@@ -45,7 +45,7 @@ impl OperationKind {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum OperationState {
     Running,
     Done,

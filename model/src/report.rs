@@ -83,7 +83,7 @@ pub enum InstanceRole {
 }
 
 /// The state of a replica's gate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum GateReport {
     /// No session passes and none is kept.
     Closed,

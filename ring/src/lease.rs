@@ -43,7 +43,7 @@ pub trait Leases: Send + Sync + 'static {
 }
 
 /// One database in a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LeaseEntry {
     pub database: DatabaseId,
     pub epoch: Epoch,
@@ -102,7 +102,7 @@ pub struct Granted {
 }
 
 /// The requests that this node has sent and not yet seen answered.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Requests {
     me: NodeId,
     lease: Duration,
@@ -110,7 +110,7 @@ pub struct Requests {
     open: BTreeMap<u64, Open>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Open {
     to: NodeId,
     sent: BootTime,

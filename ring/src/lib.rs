@@ -15,7 +15,7 @@ mod driver;
 mod event;
 mod freshness;
 mod gossip;
-mod lease;
+pub mod lease;
 mod metric;
 mod order;
 mod packet;
@@ -27,6 +27,7 @@ mod watch;
 pub use clock::{BootTime, boot_now};
 pub use event::{RingEvent, RingMember};
 pub use lease::{LeaseWant, Leases, holds_until};
+pub use packet::{LeaseAnswer, LeaseRequest};
 pub use ring::{Ring, RingConfig};
 
 #[cfg(test)]

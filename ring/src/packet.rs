@@ -69,7 +69,7 @@ pub enum Body {
     Gossip(Vec<u8>),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LeaseRequest {
     /// Comes back in the answer, and names the moment at which this was sent.
     pub nonce: u64,
@@ -79,7 +79,7 @@ pub struct LeaseRequest {
 }
 
 /// Bit `i` of `granted` answers entry `i` of the request with this nonce.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LeaseAnswer {
     pub nonce: u64,
     pub granted: Vec<u8>,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 /// An order to the node that holds `replica`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Order {
     pub database: DatabaseId,
     pub replica: ReplicaId,
@@ -17,7 +17,7 @@ pub struct Order {
     pub what: What,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum What {
     /// Promise the epoch durably, close gate and tunnels to every older one, say where the log ends.
     Fence,
@@ -77,7 +77,7 @@ impl OrderKind {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Reply {
     Fenced(Fenced),
     Promoted(Promoted),
@@ -93,7 +93,7 @@ pub enum Reply {
 }
 
 /// A replica's promise, and where its log ends.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Fenced {
     /// The end of its log, when the instance answers; without it the promise stops acknowledgements but does
     /// not tell what the log holds, so it does not count toward a cover.
@@ -105,7 +105,7 @@ pub struct Fenced {
     pub note: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Promoted {
     /// False when it was primary already.
     pub promoted: bool,
@@ -119,7 +119,7 @@ pub struct Promoted {
 }
 
 /// A refused or failed order. The text is for people and for the log.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 pub enum Failure {
     #[error("{replica} has promised epoch {promise}")]
     Promised { replica: ReplicaId, promise: Epoch },

@@ -119,7 +119,7 @@ impl View<'_> {
 }
 
 /// Why a reconfiguration was begun.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Trigger {
     pub reason: String,
     pub reported_by: Option<NodeId>,
@@ -134,7 +134,7 @@ pub struct Trigger {
 
 /// How far the orders of one reign got. Volatile: a coordinator that finds a record in the middle of a
 /// reconfiguration without having the progress for it elects anew.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Progress {
     pub reign: Epoch,
     /// Monotonic milliseconds at which the current phase was first seen.
@@ -159,7 +159,7 @@ pub struct Progress {
     pub began_us: u64,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FailureCount {
     pub count: u32,
     pub retry_at_ms: u64,
