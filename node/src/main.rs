@@ -1,21 +1,12 @@
 //! `quorate`: one program, two commands. What they do stands in `app` and `demo`.
 
-mod admin;
-mod app;
-mod config;
-mod demo;
-mod http;
-mod metrics;
-mod telemetry;
-
 use clap::{Parser, Subcommand};
+use quorate_node::{app, config, demo, telemetry};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Replicated PostgreSQL databases on a handful of machines.
 #[derive(Parser)]

@@ -5,14 +5,15 @@ use crate::contact::{Contact, Leadership, leadership};
 use crate::election::{self, Campaign};
 use crate::network::Network;
 use crate::services::{MapService, RaftService};
-use crate::store::{self, Views};
+use crate::store::{self, MemoryDisk, Views};
 use crate::types::{LogId, Metrics, Proposal, ProposalId, Raft};
 use crate::wire::{Answer, Question};
 use crate::{MapConfig, MapError, StartError, members};
 use openraft::ServerState;
 use quorate_model::{Applied, Command, NodeId, PartitionMap};
-use quorate_transport::{Peers, Service, decode, encode};
+use quorate_transport::{PeerNetwork, Service, decode, encode};
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -39,7 +40,7 @@ struct Inner {
     first_voters: BTreeSet<NodeId>,
     raft: Raft,
     metrics: watch::Receiver<Metrics>,
-    peers: Arc<Peers>,
+    peers: Arc<dyn PeerNetwork>,
     service: MapService,
     views: Views,
     leadership: watch::Receiver<Leadership>,
@@ -50,10 +51,30 @@ struct Inner {
 
 impl MapHandle {
     /// Opens the log, registers `Service::Raft` and `Service::Map`, and takes part from then on.
-    pub async fn start(config: MapConfig, peers: Arc<Peers>) -> Result<MapHandle, StartError> {
+    pub async fn start(config: MapConfig, peers: Arc<dyn PeerNetwork>) -> Result<MapHandle, StartError> {
         config.check()?;
+        let opened = open(&config).await?;
+        MapHandle::start_on(opened, config, peers).await
+    }
+
+    /// The same with its log on a simulated disk; `config.dir` is not used.
+    pub async fn start_in_memory(
+        config: MapConfig,
+        disk: MemoryDisk,
+        peers: Arc<dyn PeerNetwork>,
+    ) -> Result<MapHandle, StartError> {
+        config.check()?;
+        let opened = store::open_in_memory(disk, config.node)
+            .map_err(|e| StartError::Storage { path: PathBuf::new(), reason: e.to_string() })?;
+        MapHandle::start_on(opened, config, peers).await
+    }
+
+    async fn start_on(
+        (log, machine, views): Opened,
+        config: MapConfig,
+        peers: Arc<dyn PeerNetwork>,
+    ) -> Result<MapHandle, StartError> {
         let raft_config = Arc::new(config.raft()?);
-        let (log, machine, views) = open(&config).await?;
         let contact = Arc::new(Contact::new(Instant::now()));
         let network = Network(peers.clone());
         let raft = Raft::new(config.node.0, raft_config, network, log.clone(), machine)
@@ -222,7 +243,9 @@ fn at_least(applied: Option<LogId>, index: Option<LogId>) -> bool {
     applied.map(|id| id.index) >= index.map(|id| id.index)
 }
 
-async fn open(config: &MapConfig) -> Result<(store::LogStore, store::Machine, Views), StartError> {
+type Opened = (store::LogStore, store::Machine, Views);
+
+async fn open(config: &MapConfig) -> Result<Opened, StartError> {
     let (dir, node) = (config.dir.clone(), config.node);
     let path = dir.join(FILE);
     let opened = tokio::task::spawn_blocking({

@@ -35,3 +35,4 @@ pub use config::MapConfig;
 pub use contact::Leadership;
 pub use error::{MapError, StartError};
 pub use handle::{ASK_TIMEOUT, MAX_COMMAND_BYTES, MapHandle};
+pub use store::MemoryDisk;

@@ -5,7 +5,7 @@ use crate::wire::{Answer, Question};
 use openraft::EmptyNode;
 use openraft::error::{InitializeError, RaftError};
 use quorate_model::NodeId;
-use quorate_transport::{Peers, Service, decode, encode};
+use quorate_transport::{PeerNetwork, Service, decode, encode};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ const MEMBERS_PAUSE: Duration = Duration::from_millis(250);
 /// Makes the group, if there is none. Only the lowest of the first voters does, and only after a majority of
 /// them said that they know of no group: one that exists has a majority that knows of it, so a founder that
 /// lost its disk cannot found a second one.
-pub(crate) async fn found(raft: Raft, peers: Arc<Peers>, node: NodeId, voters: BTreeSet<NodeId>) {
+pub(crate) async fn found(raft: Raft, peers: Arc<dyn PeerNetwork>, node: NodeId, voters: BTreeSet<NodeId>) {
     if voters.first() != Some(&node) {
         return;
     }
@@ -29,7 +29,7 @@ pub(crate) async fn found(raft: Raft, peers: Arc<Peers>, node: NodeId, voters: B
             Ok(false) => {}
             Ok(true) | Err(_) => return,
         }
-        match ask_all(&peers, node, &voters).await {
+        match ask_all(peers.as_ref(), node, &voters).await {
             Some(fresh) if (fresh + 1) * 2 > voters.len() => break,
             // A node that belongs to a group already will be told so by its leader.
             Some(_) | None => sleep(FOUND_PAUSE).await,
@@ -45,7 +45,7 @@ pub(crate) async fn found(raft: Raft, peers: Arc<Peers>, node: NodeId, voters: B
 }
 
 /// How many others say that they know of no group; `None` if one knows of one.
-async fn ask_all(peers: &Peers, node: NodeId, voters: &BTreeSet<NodeId>) -> Option<usize> {
+async fn ask_all(peers: &dyn PeerNetwork, node: NodeId, voters: &BTreeSet<NodeId>) -> Option<usize> {
     let question = encode(&Question::Status);
     let others = voters.iter().filter(|id| **id != node);
     let answers = others.map(|id| peers.call(*id, Service::Map, question.clone(), STATUS_TIMEOUT));

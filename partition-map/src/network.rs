@@ -9,7 +9,7 @@ use openraft::error::{
 use openraft::network::{Backoff, RPCOption, RPCTypes, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{AppendEntriesRequest, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest};
 use quorate_model::NodeId;
-use quorate_transport::{CallError, Peers, Service, decode, encode};
+use quorate_transport::{CallError, PeerNetwork, Service, decode, encode};
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use std::time::Duration;
 /// hear of its leader before it asks for an election.
 const BACKOFF_MS: [u64; 4] = [20, 40, 80, 100];
 
-pub(crate) struct Network(pub(crate) Arc<Peers>);
+pub(crate) struct Network(pub(crate) Arc<dyn PeerNetwork>);
 
 impl RaftNetworkFactory<Types> for Network {
     type Network = Link;
@@ -30,7 +30,7 @@ impl RaftNetworkFactory<Types> for Network {
 
 /// The way to one node.
 pub(crate) struct Link {
-    peers: Arc<Peers>,
+    peers: Arc<dyn PeerNetwork>,
     target: u64,
 }
 

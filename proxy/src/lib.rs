@@ -30,5 +30,5 @@ mod stream;
 pub mod wire;
 
 pub use config::ProxyConfig;
-pub use gate::{BootTime, Gate, Gates, Parked, boot_time};
+pub use gate::{BootTime, Door, Gate, Gates, NotOpen, Parked, Pass, Slot, boot_time};
 pub use listener::Proxy;

@@ -13,7 +13,7 @@ use crate::lease::{self, Leases, Requests};
 use crate::metric;
 use crate::packet::{Body, Codec, Envelope, LeaseAnswer, LeaseRequest, MAX_DATAGRAM, PacketError};
 use crate::ring::{RingConfig, Shared};
-use crate::udp::Udp;
+use crate::udp::Datagrams;
 use crate::watch::{Output, Watch};
 use quorate_model::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,10 +35,10 @@ pub struct Snapshot {
     pub suspects: BTreeSet<NodeId>,
 }
 
-pub struct Driver {
+pub struct Driver<D> {
     config: RingConfig,
     codec: Codec,
-    udp: Udp,
+    udp: D,
     incarnation: u64,
     sequence: u64,
     sessions: BTreeMap<NodeId, Session>,
@@ -55,14 +55,14 @@ pub struct Driver {
     events: mpsc::Sender<RingEvent>,
 }
 
-impl Driver {
+impl<D: Datagrams> Driver<D> {
     pub fn new(
         config: RingConfig,
-        udp: Udp,
+        udp: D,
         leases: Arc<dyn Leases>,
         events: mpsc::Sender<RingEvent>,
         shared: Arc<Shared>,
-    ) -> Driver {
+    ) -> Driver<D> {
         let now = boot_now();
         let nodes: BTreeSet<NodeId> = config.peers.keys().copied().collect();
         let incarnation = incarnation();

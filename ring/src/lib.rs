@@ -27,8 +27,9 @@ mod watch;
 pub use clock::{BootTime, boot_now};
 pub use event::{RingEvent, RingMember};
 pub use lease::{LeaseWant, Leases, holds_until};
-pub use packet::{LeaseAnswer, LeaseRequest};
+pub use packet::{LeaseAnswer, LeaseRequest, MAX_DATAGRAM};
 pub use ring::{Ring, RingConfig};
+pub use udp::Datagrams;
 
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use crate::clock::{boot_now, millis_between};
 use crate::driver::{Driver, Snapshot};
 use crate::event::{RingEvent, RingMember};
 use crate::lease::Leases;
-use crate::udp::{self, Udp};
+use crate::udp::{self, Datagrams, Udp};
 use quorate_model::NodeId;
 use std::collections::BTreeMap;
 use std::io;
@@ -100,6 +100,21 @@ impl Ring {
         })?;
         started.await.map_err(io::Error::other)??;
         Ok((Ring { shared, doubts }, events))
+    }
+
+    /// A ring over other datagrams than UDP's. Its driver is returned, for the caller to run wherever time passes.
+    pub fn over(
+        datagrams: impl Datagrams,
+        config: RingConfig,
+        leases: Arc<dyn Leases>,
+        stop: CancellationToken,
+    ) -> io::Result<(Ring, mpsc::Receiver<RingEvent>, impl Future<Output = ()> + Send)> {
+        check(&config)?;
+        let (event_tx, events) = mpsc::channel(MAX_EVENTS);
+        let (doubts, doubt_rx) = mpsc::channel(MAX_DOUBTS);
+        let shared = Arc::new(Shared { snapshot: Mutex::default(), renew: Notify::new() });
+        let driver = Driver::new(config, datagrams, leases, event_tx, Arc::clone(&shared));
+        Ok((Ring { shared, doubts }, events, driver.run(doubt_rx, stop)))
     }
 
     /// The whole ring, as it looks from this node.

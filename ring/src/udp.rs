@@ -1,5 +1,8 @@
 //! The socket of the ring. Nothing here waits for the network: what cannot be sent at once is lost, as any
 //! datagram may be.
+//!
+//! The driver knows it as [`Datagrams`], so that a simulated network can take its place; the type is resolved when
+//! compiling.
 
 use crate::metric;
 use crate::packet::MAX_DATAGRAM;
@@ -11,6 +14,18 @@ use std::net::{SocketAddr, UdpSocket};
 const SOCKET_BUFFER: usize = 1 << 20;
 /// Datagrams thrown away at most when what waited is to be forgotten; more than the buffer holds.
 const MAX_DRAINED: usize = 1 << 16;
+
+/// Where the ring's datagrams come from and go to.
+pub trait Datagrams: Send + Sync + 'static {
+    /// Returns when something may be there.
+    fn readable(&self) -> impl Future<Output = ()> + Send;
+    /// The next datagram that is there, in `buffer` (`MAX_DATAGRAM + 1` bytes). One that is too long arrives one byte
+    /// too long.
+    fn receive<'a>(&self, buffer: &'a mut [u8]) -> Option<&'a [u8]>;
+    fn send(&self, to: SocketAddr, bytes: &[u8]);
+    /// Throws away what waits.
+    fn drain(&self);
+}
 
 pub struct Udp {
     /// Reads through the runtime.
@@ -36,14 +51,15 @@ impl Udp {
         let outgoing = socket.try_clone()?;
         Ok(Udp { incoming: tokio::net::UdpSocket::from_std(socket)?, outgoing })
     }
+}
 
-    pub async fn readable(&self) {
+impl Datagrams for Udp {
+    async fn readable(&self) {
         // An error shows again when reading.
         let _ = self.incoming.readable().await;
     }
 
-    /// The next datagram that is there. One that is too long arrives one byte too long.
-    pub fn receive<'a>(&self, buffer: &'a mut [u8; MAX_DATAGRAM + 1]) -> Option<&'a [u8]> {
+    fn receive<'a>(&self, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
         match self.incoming.try_recv_from(buffer) {
             Ok((len, _)) => Some(&buffer[..len]),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
@@ -54,14 +70,13 @@ impl Udp {
         }
     }
 
-    pub fn send(&self, to: SocketAddr, bytes: &[u8]) {
+    fn send(&self, to: SocketAddr, bytes: &[u8]) {
         if self.outgoing.send_to(bytes, to).is_err() {
             metric::unsent();
         }
     }
 
-    /// Throws away what waits.
-    pub fn drain(&self) {
+    fn drain(&self) {
         let mut buffer = [0; MAX_DATAGRAM + 1];
         for _ in 0..MAX_DRAINED {
             if self.receive(&mut buffer).is_none() {

@@ -1,39 +1,37 @@
 //! Wiring: what is started in which order, and how it ends.
 //!
-//! Order matters for safety (R7): the map first, then one linearizable read, and only then the agent that opens
-//! tunnels and the gate's clients.
+//! What stands on sockets, files and PostgreSQL is made here; what stands on that, and on nothing of this machine,
+//! is [`control`], which a simulation starts as well.
 
 mod bridges;
+pub mod control;
 mod operator;
 mod run;
 
+pub use bridges::LeaseBridge;
+pub use control::Ground;
 pub use operator::Operator;
 pub use run::run;
 
-use bridges::{GateBridge, LeaseBridge, MapBridge};
-use quorate_model::{Command, NodeId, NodeRecord};
+use quorate_model::{NodeId, NodeRecord};
 use quorate_partition_map::{MapConfig, MapHandle};
 use quorate_proxy::{Gates, Proxy, ProxyConfig};
-use quorate_reconfig_agent::agent::{Agent, AgentConfig};
-use quorate_reconfig_agent::coordinator::Coordinator;
+use quorate_reconfig_agent::agent::{Agent, HostConfig, PostgresHost};
 use quorate_reconfig_agent::decide::Timers;
 use quorate_reconfig_agent::instance::{Limits, OsUser, Postgres};
-use quorate_reconfig_agent::map::Map;
-use quorate_ring::{Ring, RingConfig, RingEvent};
+use quorate_ring::{Ring, RingConfig};
 use quorate_throttle::Admission;
 use quorate_transport::{Identity, Peers};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// Instances get this long to stop when the daemon is asked to end.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
-/// Pause between attempts to reach the map at the start.
-const MAP_PAUSE: Duration = Duration::from_millis(200);
 
 /// Everything the parts need, checked and resolved by [`crate::config`].
 pub struct Plan {
@@ -100,25 +98,20 @@ pub async fn start(plan: Plan, stop: CancellationToken) -> anyhow::Result<App> {
     };
     let (ring, ring_events) = Ring::start(ring_config, leases.clone(), stop.clone()).await?;
 
-    // R7: nothing of what this node did before counts until it has seen a map that is not older than now.
-    wait_for_map(&map, &stop).await?;
-    tracing::info!(%node, "the partition map is current");
-    register(&map, plan.record.clone(), &stop).await?;
-
     let gates = Gates::new();
-    let bridge = Arc::new(GateBridge { gates: gates.clone(), ring: OnceLock::from(ring.clone()) });
-    let leader = bridges::leader(&map);
-    let shared_map: Arc<dyn Map> = Arc::new(MapBridge(map.clone()));
-    let coordinator = Coordinator::start(
-        node,
-        plan.timers.clone(),
-        shared_map.clone(),
-        leader.clone(),
-        peers.clone(),
-        stop.clone(),
-    );
-    tokio::spawn(relay_suspicions(ring_events, coordinator.clone()));
-    tokio::spawn(doubt_lost(peers.clone(), ring.clone(), stop.clone()));
+    let host_config = HostConfig { replicas_dir, run_dir: plan.run_dir, postgres, user, limits: plan.limits };
+    let ground = Ground {
+        record: plan.record.clone(),
+        timers: plan.timers.clone(),
+        map: map.clone(),
+        peers: peers.clone(),
+        ring: ring.clone(),
+        ring_events,
+        leases,
+        gates: gates.clone(),
+        host: PostgresHost::new(host_config, peers.clone()),
+    };
+    let agent = control::start(ground, stop.clone()).await?;
 
     let admission = Admission::new(plan.max_sessions_node, plan.max_sessions_server);
     let proxy = Proxy::start(
@@ -134,13 +127,6 @@ pub async fn start(plan: Plan, stop: CancellationToken) -> anyhow::Result<App> {
         admission,
         stop.clone(),
     )?;
-    let agent_config =
-        AgentConfig { node, replicas_dir, run_dir: plan.run_dir, postgres, user, limits: plan.limits };
-    let agent = Agent::start(agent_config, shared_map, leader, peers.clone(), bridge, stop.clone());
-    agent.serve(coordinator);
-    // The ring grants and asks for leases from here on.
-    let _ = leases.0.set(agent.clone());
-
     let operator = Arc::new(Operator { node, map: map.clone(), ring, peers });
     Ok(App { operator, agent_done: transport_stop, map, agent, _proxy: proxy })
 }
@@ -153,64 +139,5 @@ impl App {
         }
         self.agent_done.cancel();
         self.map.shutdown().await;
-    }
-}
-
-async fn wait_for_map(map: &MapHandle, stop: &CancellationToken) -> anyhow::Result<()> {
-    loop {
-        let error = tokio::select! {
-            read = map.read_barrier() => match read {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
-            },
-            () = stop.cancelled() => anyhow::bail!("stopped before the partition map could be read"),
-        };
-        tracing::debug!(%error, "waiting for the partition map");
-        tokio::time::sleep(MAP_PAUSE).await;
-    }
-}
-
-async fn register(map: &MapHandle, record: NodeRecord, stop: &CancellationToken) -> anyhow::Result<()> {
-    loop {
-        let known = map.watch().borrow().nodes.get(&record.id) == Some(&record);
-        if known {
-            return Ok(());
-        }
-        tokio::select! {
-            outcome = map.propose(Command::RegisterNode(record.clone())) => match outcome {
-                Ok(_) => return Ok(()),
-                Err(quorate_partition_map::MapError::Refused(refusal)) => return Err(refusal.into()),
-                Err(error) => tracing::debug!(%error, "not registered yet"),
-            },
-            () = stop.cancelled() => anyhow::bail!("stopped before this node was registered"),
-        }
-        tokio::time::sleep(MAP_PAUSE).await;
-    }
-}
-
-async fn relay_suspicions(mut events: tokio::sync::mpsc::Receiver<RingEvent>, coordinator: Coordinator) {
-    while let Some(event) = events.recv().await {
-        match event {
-            RingEvent::Suspect { node, reporter, silent_ms } => {
-                tracing::info!(%node, %reporter, silent_ms, "suspected");
-                coordinator.suspect(node, reporter, silent_ms);
-            }
-            RingEvent::Alive { node } => coordinator.alive(node),
-        }
-    }
-}
-
-/// A broken connection makes the ring ask at once.
-async fn doubt_lost(peers: Arc<Peers>, ring: Ring, stop: CancellationToken) {
-    let mut lost = peers.on_lost();
-    loop {
-        tokio::select! {
-            node = lost.recv() => match node {
-                Ok(node) => ring.doubt(node),
-                Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
-                Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
-            },
-            () = stop.cancelled() => return,
-        }
     }
 }

@@ -53,7 +53,7 @@ impl AdminContext for Operator {
     }
 
     async fn reports(&self) -> Vec<ReplicaReport> {
-        collect_reports(&self.peers, REPORTS_DEADLINE).await
+        collect_reports(self.peers.as_ref(), REPORTS_DEADLINE).await
     }
 
     fn ring(&self) -> Vec<RingRow> {

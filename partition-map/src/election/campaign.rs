@@ -9,7 +9,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use openraft::ServerState;
 use quorate_model::NodeId;
-use quorate_transport::{Peers, Service, decode, encode};
+use quorate_transport::{PeerNetwork, Service, decode, encode};
 use std::sync::Arc;
 use tokio::sync::{broadcast, watch};
 use tokio::time::{Duration, Instant, sleep_until, timeout};
@@ -25,7 +25,7 @@ pub(crate) struct Campaign {
     pub(crate) node: NodeId,
     pub(crate) schedule: Schedule,
     pub(crate) raft: Raft,
-    pub(crate) peers: Arc<Peers>,
+    pub(crate) peers: Arc<dyn PeerNetwork>,
     pub(crate) store: LogStore,
     pub(crate) contact: Arc<Contact>,
 }

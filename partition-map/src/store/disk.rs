@@ -55,7 +55,7 @@ pub(crate) struct Held {
 }
 
 /// The log as it is kept in memory.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Log {
     pub(crate) entries: BTreeMap<u64, Held>,
     pub(crate) purged: Option<LogId>,
@@ -159,7 +159,7 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, DiskError> {
     postcard::to_stdvec(value).map_err(|e| DiskError::Content(format!("encoding: {e}")))
 }
 
-fn decode<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, DiskError> {
+pub(super) fn decode<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, DiskError> {
     postcard::from_bytes(bytes).map_err(|e| DiskError::Content(format!("{what} cannot be decoded: {e}")))
 }
 

@@ -12,11 +12,13 @@
 mod disk;
 mod log;
 mod machine;
+mod memory;
 mod writer;
 
 pub(crate) use disk::DiskError;
 pub(crate) use log::LogStore;
 pub(crate) use machine::{Machine, Views};
+pub use memory::MemoryDisk;
 
 use crate::state::MapState;
 use quorate_model::NodeId;
@@ -25,11 +27,27 @@ use std::path::Path;
 /// Opens the store of a node, making it if there is none.
 pub(crate) fn open(path: &Path, node: NodeId) -> Result<(LogStore, Machine, Views), DiskError> {
     let (disk, loaded) = disk::Disk::open(path, node)?;
+    assemble(writer::Writer::start(disk)?, loaded, node)
+}
+
+/// The same on a simulated disk. Must be called on a runtime.
+pub(crate) fn open_in_memory(
+    disk: MemoryDisk,
+    node: NodeId,
+) -> Result<(LogStore, Machine, Views), DiskError> {
+    let loaded = disk.load();
+    assemble(writer::Writer::start_in_memory(disk), loaded, node)
+}
+
+fn assemble(
+    writer: writer::Writer,
+    loaded: disk::Loaded,
+    node: NodeId,
+) -> Result<(LogStore, Machine, Views), DiskError> {
     let state = match &loaded.snapshot {
         Some(snapshot) => MapState::decode(&snapshot.data).map_err(DiskError::Content)?,
         None => MapState::default(),
     };
-    let writer = writer::Writer::start(disk)?;
     let log = LogStore::new(writer.clone(), loaded.log);
     let (machine, views) = Machine::new(writer, state, loaded.snapshot, node);
     Ok((log, machine, views))

@@ -3,6 +3,7 @@
 //! disk holds after a failed flush is not known, so this node's copy of the map stops.
 
 use super::disk::{Change, Disk, DiskError};
+use super::memory::MemoryDisk;
 use crate::types::{LogId, Types};
 use openraft::storage::LogFlushed;
 use std::io;
@@ -36,11 +37,24 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(crate) fn start(disk: Disk) -> Result<Writer, DiskError> {
+        let (writer, queue) = Writer::new();
+        let writing = run(Place::File(disk), queue, writer.committed.clone());
+        // On a thread of its own: a flush that takes its time holds nobody else up.
+        let thread = std::thread::Builder::new().name("map-log".to_owned());
+        thread.spawn(move || futures::executor::block_on(writing))?;
+        Ok(writer)
+    }
+
+    /// Must be called on a runtime.
+    pub(crate) fn start_in_memory(disk: MemoryDisk) -> Writer {
+        let (writer, queue) = Writer::new();
+        tokio::spawn(run(Place::Memory(disk), queue, writer.committed.clone()));
+        writer
+    }
+
+    fn new() -> (Writer, mpsc::Receiver<Job>) {
         let (jobs, queue) = mpsc::channel(QUEUE_JOBS);
-        let committed = Arc::new(Mutex::new(None));
-        let latest = committed.clone();
-        std::thread::Builder::new().name("map-log".to_owned()).spawn(move || run(disk, queue, &latest))?;
-        Ok(Writer { jobs, committed })
+        (Writer { jobs, committed: Arc::default() }, queue)
     }
 
     /// Writes, and tells Raft when it is durable.
@@ -91,13 +105,28 @@ impl Done {
     }
 }
 
+/// Where the jobs are made durable.
+enum Place {
+    File(Disk),
+    Memory(MemoryDisk),
+}
+
+impl Place {
+    async fn commit(&self, changes: impl IntoIterator<Item = &Change>) -> Result<(), DiskError> {
+        match self {
+            Place::File(disk) => disk.commit(changes),
+            Place::Memory(disk) => disk.commit(changes).await,
+        }
+    }
+}
+
 fn closed() -> io::Error {
     io::Error::other("the map's log is closed")
 }
 
-fn run(disk: Disk, mut queue: mpsc::Receiver<Job>, committed: &Mutex<Option<LogId>>) {
+async fn run(disk: Place, mut queue: mpsc::Receiver<Job>, committed: Arc<Mutex<Option<LogId>>>) {
     let mut failed: Option<String> = None;
-    while let Some(first) = queue.blocking_recv() {
+    while let Some(first) = queue.recv().await {
         let mut jobs = vec![first];
         while jobs.len() < BATCH_JOBS {
             let Ok(job) = queue.try_recv() else { break };
@@ -106,7 +135,7 @@ fn run(disk: Disk, mut queue: mpsc::Receiver<Job>, committed: &Mutex<Option<LogI
         let latest = committed.lock().unwrap_or_else(PoisonError::into_inner).take().map(Change::Committed);
         let changes = jobs.iter().filter_map(|job| job.change.as_ref()).chain(latest.as_ref());
         if failed.is_none()
-            && let Err(error) = disk.commit(changes)
+            && let Err(error) = disk.commit(changes).await
         {
             tracing::error!(%error, "cannot write the map's log; this node's copy of the map stops");
             failed = Some(error.to_string());

@@ -273,7 +273,7 @@ impl Gate {
     }
 
     /// Takes a session in once the gate is open in the reign of `epoch` or a later one.
-    pub(crate) async fn enter(
+    pub async fn enter(
         self: &Arc<Self>,
         slot: &Arc<Slot>,
         epoch: Epoch,

@@ -7,8 +7,9 @@ pub mod serve;
 pub mod slot;
 
 use crate::gate::slot::locked;
-pub use door::{BootTime, Gate, Parked, boot_time};
+pub use door::{BootTime, Door, Gate, NotOpen, Parked, Pass, boot_time};
 use quorate_model::DatabaseId;
+pub use slot::Slot;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 

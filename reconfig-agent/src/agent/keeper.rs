@@ -1,12 +1,12 @@
 //! Keepers: one task a replica makes the present follow the map.
 
 use super::Agent;
+use super::host::Failed;
 use super::lease::{MAX_LEASE, boottime};
-use super::promise::PromiseFile;
 use super::replica::Replica;
 use super::standing::{Duty, route};
-use crate::instance::{Bootstrap, Instance, Paths, Process, StopMode};
-use crate::tunnel::{Downstream, Route};
+use crate::instance::{Bootstrap, Process, StopMode};
+use crate::tunnel::Route;
 use quorate_model::{Database, DatabaseId, PartitionMap, Phase, ReplicaId, RunState};
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
@@ -21,8 +21,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const HUNG_LIMIT: Duration = Duration::from_secs(10);
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
-type Failed = Box<dyn std::error::Error + Send + Sync>;
-
 impl Agent {
     /// Gives every replica that the map places here a keeper, and removes directories of replicas that the map
     /// no longer knows.
@@ -31,7 +29,7 @@ impl Agent {
         loop {
             let map = watch.borrow_and_update().clone();
             for database in map.databases.values() {
-                for id in database.replicas_on(self.0.config.node) {
+                for id in database.replicas_on(self.0.node) {
                     if self.replica(id).is_none() && database.phase != Phase::Dropping {
                         self.adopt(database.id, id);
                     }
@@ -62,22 +60,9 @@ impl Agent {
     }
 
     fn assemble(&self, database: DatabaseId, id: ReplicaId) -> Result<Replica, Failed> {
-        let config = &self.0.config;
-        let paths = Paths::new(&config.replicas_dir, &config.run_dir, id)?;
-        paths.prepare(&config.user)?;
-        let promise = PromiseFile::load(&paths.promise)?;
-        let downstream =
-            Downstream::start(database, id, &paths.tunnel, config.user.switch(), self.0.peers.clone())?;
-        let instance = Instance::new(
-            config.postgres.clone(),
-            config.user.clone(),
-            database,
-            id,
-            paths,
-            config.limits.clone(),
-        );
+        let parts = self.0.host.assemble(database, id)?;
         let granted_until = boottime() + MAX_LEASE.as_nanos() as u64;
-        Ok(Replica::new(database, id, instance, downstream, promise, granted_until))
+        Ok(Replica::new(database, id, parts, granted_until))
     }
 
     /// Deletes directories of replicas that were dropped while this node was away. An id that the map has not
@@ -85,10 +70,7 @@ impl Agent {
     async fn sweep(&self, map: &PartitionMap) {
         let known: BTreeSet<ReplicaId> =
             map.databases.values().flat_map(|d| d.replicas.keys().copied()).collect();
-        let Ok(entries) = std::fs::read_dir(&self.0.config.replicas_dir) else { return };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let Some(id) = name.to_str().and_then(ReplicaId::from_standby_name) else { continue };
+        for id in self.0.host.found() {
             if known.contains(&id) || id.0 > map.last_id || self.replica(id).is_some() {
                 continue;
             }
@@ -242,7 +224,7 @@ impl Agent {
         };
         replica.downstream.attach(route.clone());
         let seeded = tokio::select! {
-            seeded = replica.instance.seed(&replica.instance.paths().tunnel) => seeded,
+            seeded = replica.instance.seed() => seeded,
             () = self.superseded(replica.id, &route) => {
                 replica.downstream.cut().await;
                 return Ok(Next::Look);
@@ -334,7 +316,7 @@ impl Agent {
         let state = replica.state();
         let reign = database.epoch.reign();
         if state.leads(replica.id, reign).is_ok() {
-            let sockets = replica.instance.paths().sockets.clone();
+            let sockets = replica.instance.sockets().to_owned();
             self.0.upstreams.admit(replica.database, replica.id, reign, sockets, allowed);
         }
         Ok(())

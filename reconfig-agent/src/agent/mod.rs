@@ -8,54 +8,46 @@
 //! gate and tunnel is closed.
 
 mod gate;
+pub mod host;
 mod keeper;
 mod lease;
 mod message;
 mod orders;
+mod postgres_host;
 mod promise;
 mod replica;
 mod reports;
 pub mod standing;
 
 pub use gate::{BootTime, GateControl};
+pub use host::Host;
 pub use lease::{LeaseWant, MAX_LEASE, boottime};
 pub use message::{Request, Response};
+pub use postgres_host::{HostConfig, PostgresHost};
 pub use reports::collect_reports;
 
 use crate::coordinator::Coordinator;
-use crate::instance::{Limits, OsUser, Postgres};
 use crate::map::{Leader, Map};
-use crate::tunnel::Upstreams;
+use host::PrimaryTunnels;
 use quorate_model::{DatabaseId, NodeId, PartitionMap, ReplicaId};
-use quorate_transport::{Fault, Handler, Peers, Service, StreamKind, decode, encode};
+use quorate_transport::{Fault, Handler, PeerNetwork, Service, decode, encode};
 use replica::Replica;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
-
-pub struct AgentConfig {
-    pub node: NodeId,
-    /// Where replicas' directories are.
-    pub replicas_dir: PathBuf,
-    /// Where sockets are; short, because socket paths end at 107 bytes.
-    pub run_dir: PathBuf,
-    pub postgres: Arc<Postgres>,
-    pub user: OsUser,
-    pub limits: Limits,
-}
 
 /// A cheap handle; all clones are the same agent.
 #[derive(Clone)]
 pub struct Agent(Arc<Inner>);
 
 struct Inner {
-    config: AgentConfig,
+    node: NodeId,
+    host: Arc<dyn Host>,
     watch: watch::Receiver<Arc<PartitionMap>>,
-    peers: Arc<Peers>,
+    peers: Arc<dyn PeerNetwork>,
     gates: Arc<dyn GateControl>,
-    upstreams: Arc<Upstreams>,
+    upstreams: Arc<dyn PrimaryTunnels>,
     replicas: RwLock<BTreeMap<ReplicaId, Arc<Replica>>>,
     /// Something a coordinator should hear of.
     changed: Notify,
@@ -69,21 +61,22 @@ impl Agent {
     /// Registers the agent at the peer port and starts to keep replicas. The caller has made a linearizable read
     /// of the map (R7).
     pub fn start(
-        config: AgentConfig,
+        node: NodeId,
+        host: Arc<dyn Host>,
         map: Arc<dyn Map>,
         leader: watch::Receiver<Leader>,
-        peers: Arc<Peers>,
+        peers: Arc<dyn PeerNetwork>,
         gates: Arc<dyn GateControl>,
         stop: CancellationToken,
     ) -> Agent {
         let watch = map.watch();
-        let upstreams = Upstreams::new();
         let agent = Agent(Arc::new(Inner {
-            config,
+            node,
+            upstreams: host.upstreams(),
+            host,
             watch,
-            peers: peers.clone(),
+            peers,
             gates,
-            upstreams: upstreams.clone(),
             replicas: RwLock::default(),
             changed: Notify::new(),
             coordinator: OnceLock::new(),
@@ -91,7 +84,6 @@ impl Agent {
             stop,
             keepers: tokio_util::task::TaskTracker::new(),
         }));
-        peers.register_stream(StreamKind::Tunnel, upstreams);
         tokio::spawn(agent.clone().keep());
         tokio::spawn(agent.clone().sample());
         tokio::spawn(agent.clone().push());

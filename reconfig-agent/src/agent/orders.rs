@@ -111,7 +111,7 @@ impl Agent {
         let since = {
             let mut state = replica.state();
             let since = state.lead(replica.id, epoch, was_primary)?;
-            let sockets = replica.instance.paths().sockets.clone();
+            let sockets = replica.instance.sockets().to_owned();
             self.0.upstreams.admit(replica.database, replica.id, epoch.reign(), sockets, allowed);
             since
         };
@@ -196,7 +196,7 @@ impl Agent {
         {
             let state = replica.state();
             state.obeys(replica.id, epoch)?;
-            let sockets = replica.instance.paths().sockets.clone();
+            let sockets = replica.instance.sockets().to_owned();
             self.0.upstreams.admit(replica.database, replica.id, epoch.reign(), sockets, allowed.clone());
         }
         let slots = allowed.iter().map(|r| r.standby_name()).collect();
@@ -210,7 +210,7 @@ impl Agent {
     fn open(&self, replica: &Arc<Replica>, epoch: Epoch) -> Result<Reply, Failure> {
         let state = replica.state();
         state.leads(replica.id, epoch)?;
-        self.gates().open(replica.database, epoch.reign(), &replica.instance.paths().sockets);
+        self.gates().open(replica.database, epoch.reign(), replica.instance.sockets());
         drop(state);
         self.gates().renew_leases();
         Ok(Reply::Done)

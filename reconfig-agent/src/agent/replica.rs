@@ -1,21 +1,19 @@
 //! One replica on this node: its instance, its end of the tunnel, and what it has promised.
 
 use crate::agent::gate::BootTime;
-use crate::agent::promise::PromiseFile;
+use crate::agent::host::{Parts, PromiseStore, ReplicaInstance, StandbyTunnel};
 use crate::agent::standing::Standing;
-use crate::instance::Instance;
-use crate::tunnel::Downstream;
 use quorate_model::{DatabaseId, Epoch, Position, ReplicaId, ReplicaReport, RunState};
 use std::io;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 pub struct Replica {
     pub id: ReplicaId,
     pub database: DatabaseId,
-    pub instance: Instance,
-    pub downstream: Downstream,
+    pub instance: Arc<dyn ReplicaInstance>,
+    pub downstream: Arc<dyn StandbyTunnel>,
     state: Mutex<State>,
     /// Held while the instance is made, started, promoted or stopped: one such change at a time. A fence never
     /// waits for it.
@@ -27,7 +25,7 @@ pub struct Replica {
 /// Everything here is decided under one short lock, so that a fence and an attach cannot cross.
 pub struct State {
     standing: Standing,
-    promise: PromiseFile,
+    promise: Box<dyn PromiseStore>,
     pub report: Option<ReplicaReport>,
 }
 
@@ -61,14 +59,8 @@ impl DerefMut for State {
 }
 
 impl Replica {
-    pub fn new(
-        database: DatabaseId,
-        id: ReplicaId,
-        instance: Instance,
-        downstream: Downstream,
-        (promise, promised): (PromiseFile, Epoch),
-        granted_until: BootTime,
-    ) -> Replica {
+    pub fn new(database: DatabaseId, id: ReplicaId, parts: Parts, granted_until: BootTime) -> Replica {
+        let Parts { instance, downstream, promise, promised } = parts;
         // A grant made before a restart of this daemon is not remembered, but it still runs.
         let state = State { standing: Standing::new(promised, granted_until), promise, report: None };
         Replica {

@@ -5,7 +5,7 @@ use super::message::{Request, Response};
 use super::replica::Replica;
 use crate::instance::Process;
 use quorate_model::{GateReport, InstanceRole, Lsn, NodeId, Position, ReplicaReport, RunState, Timeline};
-use quorate_transport::{Peers, Service, decode, encode};
+use quorate_transport::{PeerNetwork, Service, decode, encode};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ impl Agent {
 
     fn report(&self, replica: &Arc<Replica>) -> ReplicaReport {
         let mut report = self_report(replica);
-        report.node = self.0.config.node;
+        report.node = self.0.node;
         let leads = replica.state().leading.is_some();
         if leads || replica.state().role == InstanceRole::Primary {
             (report.gate, report.sessions) = self.gates().report(replica.database);
@@ -118,15 +118,15 @@ fn self_report(replica: &Replica) -> ReplicaReport {
         lag_bytes: 0,
         gate: GateReport::Closed,
         pid,
-        data_directory: replica.instance.paths().data.display().to_string(),
-        socket: replica.instance.paths().sockets.display().to_string(),
+        data_directory: replica.instance.data_directory().display().to_string(),
+        socket: replica.instance.sockets().display().to_string(),
         sessions: 0,
         size_bytes: sampled.map_or(0, |r| r.size_bytes),
     }
 }
 
 /// Asks every node what it holds; nodes that do not answer in time are left out.
-pub async fn collect_reports(peers: &Arc<Peers>, deadline: Duration) -> Vec<ReplicaReport> {
+pub async fn collect_reports(peers: &dyn PeerNetwork, deadline: Duration) -> Vec<ReplicaReport> {
     let asked = peers.nodes().into_iter().map(|node| async move {
         let body = encode(&Request::Reports);
         let answer = peers.call(node, Service::Agent, body, deadline).await.ok()?;

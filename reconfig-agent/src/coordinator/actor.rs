@@ -12,7 +12,7 @@ use quorate_model::{
     Applied, Change, Command, Database, DatabaseId, Epoch, EventKind, GateReport, InstanceRole, Lsn, NodeId,
     PartitionMap, Phase, ReplicaId, ReplicaReport, RunState, Timeline,
 };
-use quorate_transport::{Peers, Service, decode, encode};
+use quorate_transport::{PeerNetwork, Service, decode, encode};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -38,7 +38,7 @@ pub(super) struct Actor {
     map: Arc<dyn Map>,
     watch: watch::Receiver<Arc<PartitionMap>>,
     leader: watch::Receiver<Leader>,
-    peers: Arc<Peers>,
+    peers: Arc<dyn PeerNetwork>,
     inbox: mpsc::Sender<Event>,
     shared_down: Arc<Mutex<BTreeSet<NodeId>>>,
     born: Instant,
@@ -62,7 +62,7 @@ impl Actor {
         timers: Timers,
         map: Arc<dyn Map>,
         leader: watch::Receiver<Leader>,
-        peers: Arc<Peers>,
+        peers: Arc<dyn PeerNetwork>,
         inbox: mpsc::Sender<Event>,
         shared_down: Arc<Mutex<BTreeSet<NodeId>>>,
     ) -> Actor {
@@ -493,7 +493,7 @@ fn deadline(what: &What) -> Duration {
     }
 }
 
-async fn give(peers: &Arc<Peers>, node: NodeId, order: Order) -> Result<Reply, Failure> {
+async fn give(peers: &Arc<dyn PeerNetwork>, node: NodeId, order: Order) -> Result<Reply, Failure> {
     let deadline = deadline(&order.what);
     let body = encode(&Request::Order(order));
     let answer = peers

@@ -11,7 +11,7 @@ mod steps;
 use crate::decide::{Failure, Reply, Timers};
 use crate::map::{Leader, Map, ProposeError};
 use quorate_model::{Applied, DatabaseId, Epoch, NodeId, PartitionMap, ReplicaId, ReplicaReport};
-use quorate_transport::Peers;
+use quorate_transport::PeerNetwork;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -68,7 +68,7 @@ impl Coordinator {
         timers: Timers,
         map: Arc<dyn Map>,
         leader: watch::Receiver<Leader>,
-        peers: Arc<Peers>,
+        peers: Arc<dyn PeerNetwork>,
         stop: CancellationToken,
     ) -> Coordinator {
         let (inbox, events) = mpsc::channel(QUEUE);

@@ -4,7 +4,7 @@ use super::Event;
 use crate::agent::{Request, Response};
 use crate::decide::NodeDown;
 use quorate_model::NodeId;
-use quorate_transport::{Peers, Service, decode, encode};
+use quorate_transport::{PeerNetwork, Service, decode, encode};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ impl Nodes {
         node: NodeId,
         reporter: NodeId,
         silent_ms: u64,
-        peers: &Arc<Peers>,
+        peers: &Arc<dyn PeerNetwork>,
         inbox: &mpsc::Sender<Event>,
     ) {
         if !self.checking.insert(node) {

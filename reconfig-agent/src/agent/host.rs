@@ -1,0 +1,208 @@
+//! What an agent stands on: the instances of its node, their tunnels, and what survives a restart.
+//!
+//! The rules stand in the agent; what they act on is behind these traits. [`super::PostgresHost`] is the real one;
+//! a simulation runs the same agent on another. Nothing here is on a path of bytes: tunnels are told whom to let
+//! pass, and move the bytes by themselves.
+
+use crate::instance::{Bootstrap, Instance, InstanceError, Process, Progress, Promoted, StopMode};
+use crate::tunnel::{Downstream, DownstreamStatus, Route, Upstreams};
+use quorate_model::{DatabaseId, Epoch, Lsn, Position, ReplicaId};
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+pub type Failed = Box<dyn std::error::Error + Send + Sync>;
+
+/// Makes and finds what a node's replicas consist of.
+pub trait Host: Send + Sync + 'static {
+    /// The parts of one replica, made where they are missing. The instance is not started, nothing is attached.
+    fn assemble(&self, database: DatabaseId, id: ReplicaId) -> Result<Parts, Failed>;
+    /// Replicas of which anything is on this node's disk.
+    fn found(&self) -> Vec<ReplicaId>;
+    /// The primaries' ends of all tunnels here.
+    fn upstreams(&self) -> Arc<dyn PrimaryTunnels>;
+}
+
+/// One replica's parts.
+pub struct Parts {
+    pub instance: Arc<dyn ReplicaInstance>,
+    pub downstream: Arc<dyn StandbyTunnel>,
+    pub promise: Box<dyn PromiseStore>,
+    /// What was promised before.
+    pub promised: Epoch,
+}
+
+/// Where a replica's promise survives. What may be written is decided by [`super::standing::Standing`].
+pub trait PromiseStore: Send + Sync + 'static {
+    /// Durable when it returns.
+    fn write(&self, epoch: Epoch) -> io::Result<()>;
+}
+
+/// One instance, with the promises of [`crate::instance`].
+#[async_trait::async_trait]
+pub trait ReplicaInstance: Send + Sync + 'static {
+    fn process(&self) -> watch::Receiver<Process>;
+    /// Whether its data was made, or copied, to the end.
+    fn is_complete(&self) -> bool;
+    fn data_directory(&self) -> PathBuf;
+    /// Where it is reached: what gates and tunnels are told.
+    fn sockets(&self) -> &Path;
+    async fn bootstrap(&self, plan: &Bootstrap) -> Result<(), InstanceError>;
+    /// Copies the database from whoever the replica's own tunnel leads to.
+    async fn seed(&self) -> Result<(), InstanceError>;
+    async fn start(&self) -> Result<(), InstanceError>;
+    async fn stop(&self, mode: StopMode, deadline: Duration) -> Result<(), InstanceError>;
+    async fn destroy(&self) -> Result<(), InstanceError>;
+    async fn position(&self) -> Result<Position, InstanceError>;
+    async fn progress(&self) -> Result<Progress, InstanceError>;
+    async fn promote(&self) -> Result<Promoted, InstanceError>;
+    async fn set_sync_names(&self, names: &str) -> Result<(), InstanceError>;
+    async fn ensure_slots(&self, names: &BTreeSet<String>) -> Result<(), InstanceError>;
+    async fn write_epoch(
+        &self,
+        epoch: Epoch,
+        uuid: uuid::Uuid,
+        deadline: Duration,
+    ) -> Result<Lsn, InstanceError>;
+    async fn checkpoint(&self) -> Result<(), InstanceError>;
+}
+
+/// A standby's end of its tunnel, with the promises of [`Downstream`].
+#[async_trait::async_trait]
+pub trait StandbyTunnel: Send + Sync + 'static {
+    fn attach(&self, route: Route);
+    async fn cut(&self);
+    fn status(&self) -> DownstreamStatus;
+    fn watch(&self) -> watch::Receiver<Option<Epoch>>;
+    async fn stop(&self);
+}
+
+/// The primaries' ends, with the promises of [`Upstreams`].
+#[async_trait::async_trait]
+pub trait PrimaryTunnels: Send + Sync + 'static {
+    fn admit(
+        &self,
+        database: DatabaseId,
+        primary: ReplicaId,
+        epoch: Epoch,
+        sockets: PathBuf,
+        allowed: BTreeSet<ReplicaId>,
+    );
+    async fn cut_all(&self, database: DatabaseId);
+}
+
+#[async_trait::async_trait]
+impl ReplicaInstance for Instance {
+    fn process(&self) -> watch::Receiver<Process> {
+        Instance::process(self)
+    }
+
+    fn is_complete(&self) -> bool {
+        Instance::is_complete(self)
+    }
+
+    fn data_directory(&self) -> PathBuf {
+        self.paths().data.clone()
+    }
+
+    fn sockets(&self) -> &Path {
+        &self.paths().sockets
+    }
+
+    async fn bootstrap(&self, plan: &Bootstrap) -> Result<(), InstanceError> {
+        Instance::bootstrap(self, plan).await
+    }
+
+    async fn seed(&self) -> Result<(), InstanceError> {
+        Instance::seed(self, &self.paths().tunnel).await
+    }
+
+    async fn start(&self) -> Result<(), InstanceError> {
+        Instance::start(self).await
+    }
+
+    async fn stop(&self, mode: StopMode, deadline: Duration) -> Result<(), InstanceError> {
+        Instance::stop(self, mode, deadline).await
+    }
+
+    async fn destroy(&self) -> Result<(), InstanceError> {
+        Instance::destroy(self).await
+    }
+
+    async fn position(&self) -> Result<Position, InstanceError> {
+        Instance::position(self).await
+    }
+
+    async fn progress(&self) -> Result<Progress, InstanceError> {
+        Instance::progress(self).await
+    }
+
+    async fn promote(&self) -> Result<Promoted, InstanceError> {
+        Instance::promote(self).await
+    }
+
+    async fn set_sync_names(&self, names: &str) -> Result<(), InstanceError> {
+        Instance::set_sync_names(self, names).await
+    }
+
+    async fn ensure_slots(&self, names: &BTreeSet<String>) -> Result<(), InstanceError> {
+        Instance::ensure_slots(self, names).await
+    }
+
+    async fn write_epoch(
+        &self,
+        epoch: Epoch,
+        uuid: uuid::Uuid,
+        deadline: Duration,
+    ) -> Result<Lsn, InstanceError> {
+        Instance::write_epoch(self, epoch, uuid, deadline).await
+    }
+
+    async fn checkpoint(&self) -> Result<(), InstanceError> {
+        Instance::checkpoint(self).await
+    }
+}
+
+#[async_trait::async_trait]
+impl StandbyTunnel for Downstream {
+    fn attach(&self, route: Route) {
+        Downstream::attach(self, route);
+    }
+
+    async fn cut(&self) {
+        Downstream::cut(self).await;
+    }
+
+    fn status(&self) -> DownstreamStatus {
+        Downstream::status(self)
+    }
+
+    fn watch(&self) -> watch::Receiver<Option<Epoch>> {
+        Downstream::watch(self)
+    }
+
+    async fn stop(&self) {
+        Downstream::stop(self).await;
+    }
+}
+
+#[async_trait::async_trait]
+impl PrimaryTunnels for Upstreams {
+    fn admit(
+        &self,
+        database: DatabaseId,
+        primary: ReplicaId,
+        epoch: Epoch,
+        sockets: PathBuf,
+        allowed: BTreeSet<ReplicaId>,
+    ) {
+        Upstreams::admit(self, database, primary, epoch, sockets, allowed);
+    }
+
+    async fn cut_all(&self, database: DatabaseId) {
+        Upstreams::cut_all(self, database).await;
+    }
+}
