@@ -12,11 +12,12 @@ QUORATE := $(CARGO_TARGET_DIR)/release/quorate
 
 # make demo ARGS='--nodes 5 --dir /tmp/q'
 ARGS ?=
-# make bench-failover N=30 T=10
-N ?= 30
+# make bench-failover N=30 T=10; make faults N=50 SEED=7
+N ?=
 T ?= 10
+SEED ?=
 
-.PHONY: help setup build demo test test-unit test-integration lint bench-failover
+.PHONY: help setup build demo test test-unit test-integration lint faults bench-failover
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,7 +47,12 @@ lint: ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 
+faults: ## N random faults against a real cluster, with a ledger of what clients were told (N=20 SEED=7)
+	@scripts/setup --no-python
+	$(CARGO) build --release --package quorate-node --package quorate-integration --bins
+	$(CARGO_TARGET_DIR)/release/faults $(if $(N),--count $(N)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 bench-failover: ## a report: N rounds of each kind of kill, then pgbench beside plain PostgreSQL (N=30 T=10)
 	@scripts/setup --no-python
 	$(CARGO) build --release --package quorate-node --package quorate-integration --bins
-	$(CARGO_TARGET_DIR)/release/bench-failover --rounds $(N) --seconds $(T) $(ARGS)
+	$(CARGO_TARGET_DIR)/release/bench-failover $(if $(N),--rounds $(N)) --seconds $(T) $(ARGS)

@@ -2,6 +2,7 @@
 //! left no process behind.
 
 use crate::admin::{Admin, DatabaseView};
+use crate::links::Links;
 use crate::process::{self, Process};
 use crate::sql::Endpoint;
 use crate::{binaries, logs, ports, wait};
@@ -26,11 +27,13 @@ pub const HEAL_LIMIT: Duration = Duration::from_secs(90);
 #[derive(Clone, Debug)]
 pub struct Options {
     pub nodes: u16,
+    /// Whether nodes reach each other by ways that can be cut. Takes a second start.
+    pub links: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { nodes: 4 }
+        Options { nodes: 4, links: false }
     }
 }
 
@@ -65,6 +68,7 @@ pub struct Cluster {
     restarted: BTreeMap<String, Child>,
     starts: u32,
     nodes: Vec<Node>,
+    links: Option<Links>,
     pub url: String,
     pub admin_url: String,
     keep: bool,
@@ -84,15 +88,37 @@ impl Cluster {
             restarted: BTreeMap::new(),
             starts: 0,
             nodes: Vec::new(),
+            links: None,
             url: String::new(),
             admin_url: String::new(),
             keep: std::env::var_os("QUORATE_TEST_KEEP").is_some(),
         };
-        if let Err(error) = cluster.start_demo().await {
+        if let Err(error) = cluster.start_first().await {
             cluster.show_logs();
             return Err(error);
         }
         Ok(cluster)
+    }
+
+    async fn start_first(&mut self) -> anyhow::Result<()> {
+        self.start_demo().await?;
+        if !self.options.links {
+            return Ok(());
+        }
+        // Only a demo that has run once has configurations to change.
+        self.stop_demo().await?;
+        let peers: Vec<(String, u16)> = self.nodes.iter().map(|n| (n.name.clone(), n.peer)).collect();
+        let links = Links::start(&peers).await?;
+        for node in &self.nodes {
+            links.reroute(&node.name, &node.config)?;
+        }
+        self.links = Some(links);
+        self.start_demo().await
+    }
+
+    /// The ways between the nodes, if the cluster was started with them.
+    pub fn links(&self) -> Option<&Links> {
+        self.links.as_ref()
     }
 
     /// Starts the demo on this cluster's directory: the first time, and again after [`Cluster::stop_demo`].
@@ -220,6 +246,18 @@ impl Cluster {
             let view = admin.database(database).await?;
             let moved = view.row.open && view.primary().is_ok_and(|p| p.node != former && p.is_healthy());
             Ok(if moved { Ok(view) } else { Err(view) })
+        })
+        .await
+    }
+
+    /// SIGTERM to a node, and back when it and its instances have ended.
+    pub async fn end_node(&mut self, name: &str) -> anyhow::Result<()> {
+        let pid = self.node(name)?.pid;
+        ensure!(Process::of(pid).is_some_and(|p| p.is_alive()), "{name} does not run as {pid}");
+        process::signal(pid, Signal::TERM)?;
+        wait::until(&format!("{name} ended"), STOP_LIMIT, async || {
+            let left = self.processes_of(name)?;
+            Ok(if left.is_empty() { Ok(()) } else { Err(left) })
         })
         .await
     }

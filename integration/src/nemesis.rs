@@ -16,17 +16,24 @@ pub struct Harm {
     pub victims: Vec<Process>,
 }
 
-/// `kill -9` of a replica's postmaster, found by the pid that SHOW REPLICAS gives.
+/// `kill -9` of a replica's postmaster.
 pub fn kill_postmaster(replica: &ReplicaRow) -> anyhow::Result<Harm> {
+    let victims = vec![postmaster(replica)?];
+    let at = Instant::now();
+    process::kill(&victims)?;
+    Ok(Harm { at, victims })
+}
+
+/// The process that SHOW REPLICAS gives the pid of, once it is proven to be that replica's postmaster.
+fn postmaster(replica: &ReplicaRow) -> anyhow::Result<Process> {
     let pid = replica.pid.with_context(|| format!("SHOW REPLICAS gives no pid for {}", replica.replica))?;
-    let victim = Process::of(pid).filter(Process::is_alive);
-    let victim =
-        victim.with_context(|| format!("no process {pid}, the postmaster of {}", replica.replica))?;
+    let found = Process::of(pid).filter(Process::is_alive);
+    let found = found.with_context(|| format!("no process {pid}, the postmaster of {}", replica.replica))?;
     let directory = std::fs::canonicalize(&replica.data_directory)?;
     ensure!(
-        victim.directory.as_deref() == Some(directory.as_path()),
+        found.directory.as_deref() == Some(directory.as_path()),
         "{pid} works in {:?}, not in {}",
-        victim.directory,
+        found.directory,
         directory.display()
     );
     let first = std::fs::read_to_string(directory.join("postmaster.pid"))?;
@@ -35,10 +42,7 @@ pub fn kill_postmaster(replica: &ReplicaRow) -> anyhow::Result<Harm> {
         "{pid} is not the postmaster of {}",
         directory.display()
     );
-    let at = Instant::now();
-    let victims = vec![victim];
-    process::kill(&victims)?;
-    Ok(Harm { at, victims })
+    Ok(found)
 }
 
 /// `kill -9` of a node: its daemon first, so that it cannot react, then every process of its instances.
@@ -93,6 +97,27 @@ pub fn stop_instances<'a>(replicas: impl IntoIterator<Item = &'a ReplicaRow>) ->
         stop_all(&mut victims, || Ok(process::of_instance(&directory)))?;
         ensure!(victims.len() > before, "{} has no process in {}", replica.replica, directory.display());
     }
+    Ok(Harm { at, victims })
+}
+
+/// SIGSTOP to a postmaster alone: its sessions go on, and nobody gets a new one.
+pub fn stop_postmaster(replica: &ReplicaRow) -> anyhow::Result<Harm> {
+    let victim = postmaster(replica)?;
+    stop_one(victim)
+}
+
+/// SIGSTOP to what receives a secondary's log.
+pub fn stop_walreceiver(replica: &ReplicaRow) -> anyhow::Result<Harm> {
+    let directory = std::fs::canonicalize(&replica.data_directory)?;
+    let receiver = process::of_instance(&directory).into_iter().find(|p| p.command.contains("walreceiver"));
+    stop_one(receiver.with_context(|| format!("{} has no walreceiver", replica.replica))?)
+}
+
+fn stop_one(victim: Process) -> anyhow::Result<Harm> {
+    let at = Instant::now();
+    let victims = vec![victim];
+    process::stop(&victims)?;
+    ensure!(process::living(&victims).len() == 1, "it ended instead of stopping: {victims:?}");
     Ok(Harm { at, victims })
 }
 

@@ -7,6 +7,7 @@
 
 mod admin;
 mod commit;
+mod faults;
 mod idle_sessions;
 mod ledger;
 mod lose_node;
