@@ -313,9 +313,10 @@ impl Agent {
     ) -> Result<(), Failed> {
         let slots = allowed.iter().map(|r| r.standby_name()).collect();
         replica.instance.ensure_slots(&slots).await?;
-        let state = replica.state();
+        let mut state = replica.state();
         let reign = database.epoch.reign();
-        if state.leads(replica.id, reign).is_ok() {
+        // The map may be older than the orders that came meanwhile.
+        if state.leads(replica.id, reign).is_ok() && state.arranges(replica.id, database.epoch).is_ok() {
             let sockets = replica.instance.sockets().to_owned();
             self.0.upstreams.admit(replica.database, replica.id, reign, sockets, allowed);
         }

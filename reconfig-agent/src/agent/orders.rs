@@ -71,8 +71,10 @@ impl Agent {
             effect
         };
         let (role, lease_left_ms) = (effect.role, effect.lease_left.div_ceil(1_000_000));
-        self.0.upstreams.cut_all(replica.database).await;
-        replica.downstream.cut().await;
+        if effect.cut {
+            self.0.upstreams.cut_all(replica.database).await;
+            replica.downstream.cut().await;
+        }
         let run = replica.state().run.clone();
         let (position, note) = if run != RunState::Running {
             // Asked again until it runs: an answer at once tells that gate and tunnels are closed.
@@ -101,6 +103,7 @@ impl Agent {
     ) -> Result<Reply, Failure> {
         self.promised(replica, epoch)?;
         let _changing = replica.changing.lock().await;
+        replica.state().arranges(replica.id, epoch)?;
         replica.downstream.cut().await;
         // R6: whoever may acknowledge is named before the first write of the reign.
         replica.instance.set_sync_names(sync_names).await.map_err(failed)?;
@@ -191,17 +194,20 @@ impl Agent {
         allowed: BTreeSet<ReplicaId>,
         uuid: uuid::Uuid,
     ) -> Result<Reply, Failure> {
-        replica.state().leads(replica.id, epoch)?;
+        // One arrangement at a time, so that the names of an older record are never the last to be set.
+        let changing = replica.changing.lock().await;
         // R2: first nobody else replicates, then the names, then the write.
         {
-            let state = replica.state();
-            state.obeys(replica.id, epoch)?;
+            let mut state = replica.state();
+            state.leads(replica.id, epoch)?;
+            state.arranges(replica.id, epoch)?;
             let sockets = replica.instance.sockets().to_owned();
             self.0.upstreams.admit(replica.database, replica.id, epoch.reign(), sockets, allowed.clone());
         }
         let slots = allowed.iter().map(|r| r.standby_name()).collect();
         replica.instance.ensure_slots(&slots).await.map_err(failed)?;
         replica.instance.set_sync_names(sync_names).await.map_err(failed)?;
+        drop(changing);
         let lsn = replica.instance.write_epoch(epoch, uuid, BARRIER_DEADLINE).await.map_err(failed)?;
         replica.state().leads(replica.id, epoch)?;
         Ok(Reply::Passed { lsn })

@@ -32,6 +32,9 @@ pub struct Standing {
     pub run: RunState,
     /// Stopped on purpose by a switchover; stays so until another primary is elected.
     pub retired: bool,
+    /// The newest record by which this replica, as primary, settled who replicates from it and who counts. The promise
+    /// tells reigns apart, not the records of one: an order or a map of an older record is told by this.
+    arranged: Epoch,
 }
 
 /// What a fence does beside the promise.
@@ -39,6 +42,9 @@ pub struct Standing {
 pub struct FenceEffect {
     /// It led an older reign: its gate is to be held and its lease dropped before anything else.
     pub hold_gate: bool,
+    /// Its tunnels are of an older reign and are to be closed. False for a fence that comes after the promotion or the
+    /// attachment that it was to prepare: those tunnels are of the promised reign, and nobody would open them again.
+    pub cut: bool,
     pub role: InstanceRole,
     /// How long a lease that this node granted may still run, nanoseconds.
     pub lease_left: u64,
@@ -70,6 +76,7 @@ impl Standing {
             grants: BTreeMap::new(),
             run: RunState::Absent,
             retired: false,
+            arranged: Epoch::default(),
         }
     }
 
@@ -102,15 +109,30 @@ impl Standing {
         Ok(())
     }
 
+    /// Whether the record of `epoch` may settle who replicates from here and who counts; remembered if so. Once a newer
+    /// one of the same reign has, an order that was under way for long would let those count again whom the map counts
+    /// no more (R1, R2).
+    pub fn arranges(&mut self, replica: ReplicaId, epoch: Epoch) -> Result<(), Failure> {
+        self.obeys(replica, epoch)?;
+        if epoch < self.arranged {
+            return Err(Failure::Overtaken { replica, by: self.arranged });
+        }
+        self.arranged = epoch;
+        Ok(())
+    }
+
     /// After the promise to `epoch`: this replica follows nobody and leads no older reign.
     pub fn fence(&mut self, epoch: Epoch, now: BootTime) -> FenceEffect {
-        self.validated = None;
+        let cut = self.validated != Some(epoch.reign());
+        if cut {
+            self.validated = None;
+        }
         let hold_gate = self.leading.is_some_and(|led| led < epoch.reign());
         if hold_gate {
             self.leading = None;
             self.grants.clear();
         }
-        FenceEffect { hold_gate, role: self.role, lease_left: self.granted_until.saturating_sub(now) }
+        FenceEffect { hold_gate, cut, role: self.role, lease_left: self.granted_until.saturating_sub(now) }
     }
 
     /// The instance is primary now, in the reign of `epoch`. Returns the reign in which it was promoted.
@@ -246,7 +268,8 @@ impl Standing {
         let settled = matches!(record.phase, Phase::Stable | Phase::Joint | Phase::Creating);
         match self.role {
             InstanceRole::Primary if record.current.primary == me => {
-                if settled && self.promise <= reign && self.leading == Some(reign) {
+                let is_newest = record.epoch >= self.arranged;
+                if settled && is_newest && self.promise <= reign && self.leading == Some(reign) {
                     return Duty::Admit(admissible(record, me));
                 }
                 Duty::Nothing
@@ -338,6 +361,42 @@ mod tests {
         assert!(standing.lead(ReplicaId(1), epoch(2), false).is_err());
         assert_eq!(standing.leading, None);
         assert_eq!(standing.role, InstanceRole::Primary, "it is one, and will be demoted");
+    }
+
+    /// Found by the model checker: the coordinator had given the fence up, and ordered the attachment only once.
+    #[test]
+    fn a_late_fence_of_the_same_reign_cuts_nothing() {
+        let (primary, standby) = (ReplicaId(1), ReplicaId(2));
+        let mut leads = Standing::new(Epoch::default(), 0);
+        promise(&mut leads, epoch(2)).unwrap();
+        assert!(leads.fence(epoch(2), 0).cut);
+        leads.lead(primary, epoch(2), false).unwrap();
+        assert!(!leads.fence(epoch(2), 0).cut);
+        assert!(leads.leads(primary, epoch(2)).is_ok());
+        let mut follows = Standing::new(Epoch::default(), 0);
+        promise(&mut follows, epoch(2)).unwrap();
+        assert!(follows.fence(epoch(2), 0).cut);
+        follows.follow(standby, epoch(2)).unwrap();
+        assert!(!follows.fence(epoch(2), 0).cut);
+        assert!(!follows.needs_check(epoch(2)));
+        promise(&mut follows, epoch(3)).unwrap();
+        assert!(follows.fence(epoch(3), 0).cut);
+    }
+
+    /// Found by the model checker: a barrier that was given up and arrived late named a voter that was taken out since.
+    #[test]
+    fn a_late_order_of_the_same_reign_lets_nobody_count_again() {
+        let me = ReplicaId(1);
+        let mut standing = Standing::new(Epoch::default(), 0);
+        promise(&mut standing, epoch(1)).unwrap();
+        standing.lead(me, epoch(1), false).unwrap();
+        let (wide, narrow) = (Epoch::new(0, 1, 1), Epoch::new(0, 1, 2));
+        standing.arranges(me, wide).unwrap();
+        standing.arranges(me, narrow).unwrap();
+        standing.arranges(me, narrow).unwrap();
+        assert_eq!(standing.arranges(me, wide), Err(Failure::Overtaken { replica: me, by: narrow }));
+        standing.arranges(me, epoch(2)).unwrap();
+        assert!(standing.arranges(me, narrow).is_err(), "a newer reign is newer than any record of an older");
     }
 
     #[test]

@@ -131,4 +131,6 @@ pub enum Failure {
     Instance(String),
     #[error("{0}")]
     Unreachable(String),
+    #[error("{replica} goes by the record of epoch {by} already")]
+    Overtaken { replica: ReplicaId, by: Epoch },
 }
