@@ -151,7 +151,8 @@ pub fn promoting(view: &View<'_>, database: &Database, progress: &Progress) -> V
         .replicas
         .keys()
         .filter(|r| **r != candidate && !progress.attached.contains(r) && !progress.divergent.contains(r))
-        .filter(|r| progress.fences.contains_key(r))
+        // Whoever did not answer the fence is attached too: the order is a promise as well, and nobody asks again.
+        .filter(|r| progress.fences.contains_key(r) || view.health(database, **r) == Health::Well)
         .filter_map(|r| {
             let node = database.node_of(candidate)?;
             let what = What::Attach { primary: candidate, node, history: lineage.clone() };

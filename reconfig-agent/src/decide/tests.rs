@@ -553,3 +553,23 @@ fn drops_a_database() {
     }
     panic!("still there: {:?} {:?}", world.db(), world.refused);
 }
+
+/// Found by the model checker: the incumbent alone covers, so the fences of both secondaries may fail, and the barrier
+/// then waits for voters that nobody attaches.
+#[test]
+fn a_reelected_incumbent_gets_its_voters_back_whose_fences_failed() {
+    let mut world = World::new(4);
+    let suspicion = NodeDown { since_ms: world.now, reported_by: NodeId(4), silent_ms: 300 };
+    for node in [1, 2, 3] {
+        world.down.insert(NodeId(node), suspicion.clone());
+    }
+    world.run_until("electing", |w| matches!(w.db().phase, Phase::Electing { .. }));
+    world.down.remove(&NodeId(1));
+    world.run_until("promoting the incumbent", |w| matches!(w.db().phase, Phase::Promoting { .. }));
+    assert_eq!(world.db().current.primary, ReplicaId(3));
+    let fenced: Vec<_> = world.progress.fences.keys().copied().collect();
+    assert_eq!(fenced, [ReplicaId(3)], "the fault took effect: nobody else answered");
+    world.down.clear();
+    world.run_until("whole", World::is_whole);
+    assert_eq!(world.db().current.primary, ReplicaId(3), "without another election");
+}
