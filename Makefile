@@ -16,8 +16,10 @@ ARGS ?=
 N ?=
 T ?= 10
 SEED ?=
+# make model BOUND=medium
+BOUND ?= small
 
-.PHONY: help setup build demo test test-unit test-integration lint faults bench-failover
+.PHONY: help setup build demo test test-unit test-integration model lint faults bench-failover
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +44,10 @@ test-unit: ## unit tests only
 
 test-integration: ## the cluster tests only (TEST=lose_node for one of them)
 	@scripts/test integration $(TEST)
+
+model: ## model checking of the decisions: every state up to a bound, then the mutants (BOUND=small, medium, large)
+	$(CARGO) build --release --package quorate-checker
+	@$(CARGO_TARGET_DIR)/release/model --bound $(BOUND) $(ARGS)
 
 lint: ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check

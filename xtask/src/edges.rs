@@ -18,6 +18,8 @@ const DRAWN: &[(&str, &[&str])] = &[
     ("node", &["model", "transport", "ring", "throttle", "partition-map", "reconfig-agent", "proxy"]),
     // Looks at the daemon from outside, as its users do.
     ("integration", &["model"]),
+    // Runs the daemon's decisions inside models.
+    ("checker", &["model", "ring", "reconfig-agent"]),
     ("xtask", &[]),
 ];
 
@@ -28,7 +30,8 @@ const KEPT: &[(&str, &[&str])] = &[
     ("foca", &["ring"]),
     ("pgwire", &["proxy", "node"]),
     ("axum", &["node"]),
-    ("clap", &["node", "integration"]),
+    ("clap", &["node", "integration", "checker"]),
+    ("stateright", &["checker"]),
     ("anyhow", &["node", "integration", "xtask"]),
 ];
 

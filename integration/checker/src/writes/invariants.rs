@@ -1,0 +1,161 @@
+//! The invariants of DESIGN §5 that apply to writes and reconfiguration, one property each.
+//!
+//! I7 and I8 are of the model of leases. I12 has no property of its own: a replica that discarded log and counts is
+//! caught by I1. I6 and I13 are checked where a step ends, I5 between two states.
+
+use super::postgres::Entry;
+use super::state::{Letter, Replica, State};
+use super::{Writes, agent};
+use quorate_model::{Epoch, GateReport, Phase, ReplicaId};
+use stateright::Property;
+use std::collections::BTreeMap;
+
+const NAMES: [&str; 11] = [
+    "I1 an acknowledged commit is in the log of every later activated primary",
+    "I2 no door is open to an epoch older than the promise",
+    "I3 no write quorum is usable after an election that it does not know of",
+    "I4 a standby that streams holds a prefix of its primary's log",
+    "I5 epochs and promises never go back, one primary an epoch",
+    "I6 an open gate's epoch row is on a write quorum",
+    "I9 at least two copies, one change at a time, sync names within the configurations in force",
+    "I10 no loss without an operator's word",
+    "I11 learners and dropped replicas never count",
+    "I13 no order of an older epoch than the promise takes effect",
+    "I14 without further faults it comes to rest, stable and open",
+];
+
+pub fn properties() -> Vec<Property<Writes>> {
+    vec![
+        Property::always(NAMES[0], |_, s: &State| holds_acknowledged(s)),
+        Property::always(NAMES[1], |_, s: &State| s.replicas.values().all(|r| keeps_promise(r))),
+        Property::always(NAMES[2], |_, s: &State| !is_usable_after_election(s)),
+        Property::always(NAMES[3], |_, s: &State| streams_prefixes(s)),
+        Property::always(NAMES[4], |_, s: &State| s.broken != Some("I5")),
+        Property::always(NAMES[5], |_, s: &State| s.broken != Some("I6")),
+        Property::always(NAMES[6], |_, s: &State| names_within(s)),
+        Property::always(NAMES[7], |_, s: &State| s.map.database().is_some_and(|d| d.epoch.data_loss == 0)),
+        Property::always(NAMES[8], |_, s: &State| counts_members(s)),
+        Property::always(NAMES[9], |_, s: &State| s.broken != Some("I13")),
+        Property::always(NAMES[10], |model: &Writes, s: &State| model.heals(s)),
+    ]
+}
+
+fn holds(replica: &Replica, write: u8) -> bool {
+    replica.instance.log.contains(&Entry::Write(write))
+}
+
+/// I1. A primary is activated when its gate opens; a recorded candidate is one that will be.
+fn holds_acknowledged(state: &State) -> bool {
+    if let Some(record) = state.map.database()
+        && matches!(record.phase, Phase::Promoting { .. })
+        && let Some(candidate) = state.replicas.get(&record.current.primary)
+    {
+        let reign = record.epoch.reign();
+        if state.acknowledged.iter().any(|(write, told)| *told < reign && !holds(candidate, *write)) {
+            return false;
+        }
+    }
+    let activated = state.replicas.values().filter(|r| r.is_primary());
+    activated
+        .filter_map(|r| if let GateReport::Open(reign) = r.gate { Some((r, reign)) } else { None })
+        .all(|(r, reign)| state.acknowledged.iter().all(|(write, told)| *told > reign || holds(r, *write)))
+}
+
+/// I2: gate and tunnels belong to the promised reign or to a newer one, and the gate to a primary.
+fn keeps_promise(replica: &Replica) -> bool {
+    let promise = replica.standing.promise();
+    let gate = match replica.gate {
+        GateReport::Open(reign) => reign == promise && replica.standing.leading == Some(reign),
+        _ => true,
+    };
+    gate && replica.upstream.as_ref().is_none_or(|a| a.reign == promise)
+        && replica.downstream.as_ref().is_none_or(|r| r.epoch >= promise)
+}
+
+/// I3: once a winner is recorded, no primary of an older reign can still gather a write quorum.
+fn is_usable_after_election(state: &State) -> bool {
+    let Some(record) = state.map.database() else { return false };
+    if !matches!(record.phase, Phase::Promoting { .. } | Phase::Stable | Phase::Joint) {
+        return false;
+    }
+    state.replicas.iter().any(|(id, primary)| {
+        let old = primary.standing.leading.is_some_and(|reign| reign < record.epoch.reign());
+        let names = &primary.instance.names;
+        old && primary.is_primary()
+            && names.who.iter().filter(|s| state.is_connected(*id, **s)).count() >= names.k
+    })
+}
+
+/// I4.
+fn streams_prefixes(state: &State) -> bool {
+    state.replicas.iter().filter(|(_, r)| r.downstream.is_some()).all(|(id, standby)| {
+        state
+            .replicas
+            .iter()
+            .filter(|(p, _)| state.is_streaming(**p, *id))
+            .all(|(_, primary)| primary.instance.log.starts_with(&standby.instance.log))
+    })
+}
+
+/// I9: the record is sound, and its own primary's names are among the configurations in force.
+fn names_within(state: &State) -> bool {
+    let Some(record) = state.map.database() else { return false };
+    let members = record.members();
+    record.check().is_ok()
+        && leading(state, record.epoch).all(|(_, r)| {
+            let names = &r.instance.names;
+            names.k >= 1 && !names.who.is_empty() && names.who.is_subset(&members)
+        })
+}
+
+/// I11: whose acknowledgement counts, by what its walsender goes by, is a member.
+fn counts_members(state: &State) -> bool {
+    let Some(record) = state.map.database() else { return false };
+    let members = record.members();
+    leading(state, record.epoch).all(|(_, r)| r.instance.counted().all(|(s, _)| members.contains(&s)))
+}
+
+fn leading(state: &State, epoch: Epoch) -> impl Iterator<Item = (&ReplicaId, &std::sync::Arc<Replica>)> {
+    let reign = epoch.reign();
+    state.replicas.iter().filter(move |(_, r)| r.is_primary() && r.standing.leading == Some(reign))
+}
+
+/// I13, at the end of an order.
+pub fn obeyed(state: &mut State, letter: Letter, took_effect: bool) {
+    let promise = state.replicas.get(&letter.replica).map(|r| r.standing.promise());
+    if took_effect && promise.is_some_and(|p| p > letter.epoch.reign()) {
+        state.broken.get_or_insert("I13");
+    }
+}
+
+/// I5 and I6, between a state and the next.
+pub fn stepped(last: &State, next: &mut State) {
+    let epoch = |s: &State| s.map.database().map(|d| d.epoch);
+    let mut broken = epoch(next) < epoch(last);
+    let mut leads: BTreeMap<Epoch, ReplicaId> = BTreeMap::new();
+    let mut opened = Vec::new();
+    for (id, replica) in &next.replicas {
+        let before = last.replicas.get(id);
+        broken |= before.is_some_and(|b| b.standing.promise() > replica.standing.promise());
+        if let Some(reign) = replica.standing.leading {
+            broken |= next.reigns.get(&reign).is_some_and(|leader| leader != id);
+            leads.insert(reign, *id);
+        }
+        if replica.gate.is_open() && before.is_none_or(|b| b.gate != replica.gate) {
+            opened.push(*id);
+        }
+    }
+    next.reigns.extend(leads);
+    let missing = |id: &ReplicaId| {
+        let Some(record) = next.map.database() else { return false };
+        let GateReport::Open(reign) = next.replicas[id].gate else { return false };
+        let of_record = record.epoch.same_reign(reign) && record.current.primary == *id;
+        of_record && !agent::holds_row(next, &record.current, reign)
+    };
+    let row_missing = opened.iter().any(missing);
+    if broken {
+        next.broken = Some("I5");
+    } else if row_missing {
+        next.broken = Some("I6");
+    }
+}
