@@ -57,9 +57,14 @@ impl Configuration {
     /// Until when the primary holds the lease of this configuration: the `k`-th latest of its voters' grants,
     /// because every fence set that covers without the primary meets every `k` voters. `None` with fewer grants.
     pub fn lease_until(&self, granted_until: impl Fn(ReplicaId) -> Option<u64>) -> Option<u64> {
-        let mut grants: Vec<u64> = self.voters.iter().filter_map(|r| granted_until(*r)).collect();
-        grants.sort_unstable_by(|a, b| b.cmp(a));
-        grants.get((self.k as usize).checked_sub(1)?).copied()
+        self.reached_by_quorum(granted_until)
+    }
+
+    /// The highest value that `k` voters have reached: the `k`-th highest of all. `None` when fewer have any.
+    pub fn reached_by_quorum(&self, value: impl Fn(ReplicaId) -> Option<u64>) -> Option<u64> {
+        let mut values: Vec<u64> = self.voters.iter().filter_map(|r| value(*r)).collect();
+        values.sort_unstable_by(|a, b| b.cmp(a));
+        values.get((self.k as usize).checked_sub(1)?).copied()
     }
 
     /// The value of `synchronous_standby_names` on the primary. Never empty (R5): a configuration always has a

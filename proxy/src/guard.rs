@@ -2,7 +2,9 @@
 //!
 //! A guess from text, made in one pass over it: it errs towards caution (a statement that only mentions a
 //! temporary table counts as having made one), and it cannot see what a function does that is called by name. The guard
-//! refuses what could turn `synchronous_commit` down; mentions that set nothing pass.
+//! refuses what could turn `synchronous_commit` down; mentions that set nothing pass. What it cannot judge, but could
+//! turn it down or hide the warning that a cancelled commit leaves, is marked [`Marks::UNGUARDED`]: the commits of that
+//! session are acknowledged by what the quorum has, not by what Postgres says.
 
 mod sql;
 
@@ -10,7 +12,7 @@ use aho_corasick::{AhoCorasick, AhoCorasickKind};
 use std::sync::LazyLock;
 
 /// What a text mentions. Bits of [`Marks`], by the index of the pattern.
-const PATTERNS: [&str; 10] = [
+const PATTERNS: [&str; 12] = [
     "synchronous_commit",
     "set_config",
     "commit",
@@ -21,9 +23,11 @@ const PATTERNS: [&str; 10] = [
     "temp",
     "advisory_lock",
     "hold",
+    "client_min_messages",
+    "u&\"",
 ];
-/// Longest pattern: what must be joined where a text is cut.
-const OVERLAP_BYTES: usize = 17;
+/// Longest pattern but one byte: what must be joined where a text is cut.
+const OVERLAP_BYTES: usize = 18;
 
 /// Longer texts are not cut into tokens to find out whether the word `end` in them ends a transaction.
 const MAX_EXAMINED_BYTES: usize = 16 * 1024;
@@ -51,6 +55,11 @@ impl Marks {
     const TEMP: Marks = Marks(1 << 7);
     pub const ADVISORY_LOCK: Marks = Marks(1 << 8);
     pub const HOLD: Marks = Marks(1 << 9);
+    const CLIENT_MIN_MESSAGES: Marks = Marks(1 << 10);
+    /// An identifier with escapes in it: any name.
+    const UNICODE_NAME: Marks = Marks(1 << 11);
+    /// Not of a pattern: commits after it are not certain to wait for the quorum, or not certain to warn.
+    pub const UNGUARDED: Marks = Marks(1 << 13);
     /// Not of a pattern: the text makes something temporary.
     pub const MAKES_TEMP: Marks = Marks(1 << 14);
     /// Not of a pattern: the text may end a transaction by committing it.
@@ -69,7 +78,7 @@ impl Marks {
     }
 }
 
-/// Everything but the last two marks.
+/// Everything but the marks that are not of a pattern.
 fn mentions(text: &[u8]) -> Marks {
     let Some(scanner) = SCANNER.as_ref() else { return Marks(u16::MAX) };
     let mut marks = Marks::default();
@@ -97,6 +106,12 @@ fn conclude(text: &[u8], marks: &mut Marks) {
     if may_commit(text, *marks) {
         marks.add(Marks::MAY_COMMIT);
     }
+    if marks.has(Marks::UNICODE_NAME)
+        || marks.has(Marks::CLIENT_MIN_MESSAGES) && sql::may_hide_warnings(text)
+        || marks.has(Marks::SET_CONFIG) && sql::composes_setting_name(text, !marks.has(Marks::PREPARE))
+    {
+        marks.add(Marks::UNGUARDED);
+    }
 }
 
 /// Whether the text, sent inside a transaction block, may commit it, or end it and commit something after it.
@@ -122,6 +137,21 @@ pub fn refuses_marked(text: &[u8], marks: Marks) -> bool {
 pub fn refuses_parameter(name: &str, value: &str) -> bool {
     let named = |text: &str| mentions(text.replace('-', "_").as_bytes()).has(Marks::SYNCHRONOUS_COMMIT);
     named(name) || (name.eq_ignore_ascii_case("options") && named(&value.replace('\\', "")))
+}
+
+/// Whether startup parameters hide warnings from the client, and with them that of a cancelled commit.
+pub fn hides_warnings(parameters: &[(String, String)]) -> bool {
+    let mentions_it =
+        |text: &str| mentions(text.replace('-', "_").as_bytes()).has(Marks::CLIENT_MIN_MESSAGES);
+    parameters.iter().any(|(name, value)| {
+        mentions_it(name) && sql::hides_warnings(value.as_bytes())
+            || name.eq_ignore_ascii_case("options") && mentions_it(&value.replace('\\', ""))
+    })
+}
+
+/// Whether the values of a Bind after `set_config` name a setting that hides warnings.
+pub fn mentions_client_min_messages(bytes: &[u8]) -> bool {
+    mentions(bytes).has(Marks::CLIENT_MIN_MESSAGES)
 }
 
 /// Whether the bytes mention it at all: for the values of a Bind after `set_config`.
@@ -157,6 +187,12 @@ impl StreamedText {
             || marks.has(Marks::ABORT)
         {
             marks.add(Marks::MAY_COMMIT);
+        }
+        if marks.has(Marks::CLIENT_MIN_MESSAGES)
+            || marks.has(Marks::UNICODE_NAME)
+            || marks.has(Marks::SET_CONFIG)
+        {
+            marks.add(Marks::UNGUARDED);
         }
         marks
     }
@@ -298,6 +334,43 @@ mod tests {
         assert!(read(b"select pg_try_advisory_lock(1)").has(Marks::ADVISORY_LOCK));
         assert!(!read(b"select pg_advisory_xact_lock(1)").has(Marks::ADVISORY_LOCK));
         assert!(read(b"declare c cursor with hold for select 1").has(Marks::HOLD));
+    }
+
+    #[test]
+    fn what_the_guard_cannot_judge_is_marked() {
+        for text in [
+            "set client_min_messages = error",
+            "SET LOCAL client_min_messages TO 'fatal'",
+            "select set_config('client_min_messages', 'error', false)",
+            "do $$ begin set client_min_messages = panic; end $$",
+            "select set_config('synchronous' || '_commit', 'off', false)",
+            "select set_config(name, 'off', false) from names",
+            "select set_config(E'synchronous\\137commit', 'off', false)",
+            "select set_config((select 'a'), 'b', true)",
+            "prepare p as select set_config($1, $2, false)",
+            "set U&\"synchronous\\005fcommit\" = off",
+        ] {
+            assert!(read(text.as_bytes()).has(Marks::UNGUARDED), "{text}");
+        }
+        for text in [
+            "set client_min_messages = warning",
+            "SET client_min_messages TO 'Notice'; select 1",
+            "set session client_min_messages to debug5",
+            "show client_min_messages",
+            "reset client_min_messages",
+            "select set_config('app.user', $1, true)",
+            "select set_config ( 'search_path' , '', false)",
+            "select pg_catalog.set_config($1, $2, true)",
+            "select 1",
+        ] {
+            assert!(!read(text.as_bytes()).has(Marks::UNGUARDED), "{text}");
+        }
+        let startup = |name: &str, value: &str| hides_warnings(&[(name.to_owned(), value.to_owned())]);
+        assert!(startup("client_min_messages", "error"));
+        assert!(startup("options", "-c client_min_messages=error"));
+        assert!(startup("options", "--client-min-messages=error"));
+        assert!(!startup("client_min_messages", "warning"));
+        assert!(!startup("application_name", "client_min_messages"));
     }
 
     #[test]

@@ -30,5 +30,7 @@ mod stream;
 pub mod wire;
 
 pub use config::ProxyConfig;
-pub use gate::{BootTime, Door, Gate, Gates, NotOpen, Parked, Pass, Slot, boot_time};
+pub use gate::{
+    BootTime, Commits, Door, Evidence, Gate, Gates, NotOpen, Parked, Pass, Reads, Slot, boot_time,
+};
 pub use listener::Proxy;

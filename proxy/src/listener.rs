@@ -3,6 +3,7 @@
 use crate::cancel::Cancels;
 use crate::config::{KEEPALIVE_AFTER, KEEPALIVE_EVERY, MAX_LOGINS, ProxyConfig, STOP_GRACE};
 use crate::gate::Gates;
+use crate::gate::audit;
 use crate::gate::serve::GateServer;
 use crate::rpc::ProxyService;
 use crate::session::hello::end;
@@ -111,6 +112,7 @@ fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 async fn work(shared: Arc<Shared>, listener: std::net::TcpListener, is_first: bool) {
     if is_first {
         let (routes, map, stop) = (Arc::clone(&shared.routes), shared.map.clone(), shared.stop.clone());
+        tokio::spawn(audit::run(Arc::clone(&shared.gates), map.clone(), stop.clone()));
         tokio::spawn(async move { routes.run(map, stop).await });
     }
     let listener = match TcpListener::from_std(listener) {

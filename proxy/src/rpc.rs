@@ -3,12 +3,14 @@
 use crate::cancel::Cancels;
 use crate::gate::Gates;
 use crate::gate::control::RoleRecord;
+use crate::gate::door::Passing;
 use async_trait::async_trait;
 use bytes::Bytes;
 use quorate_model::{DatabaseId, NodeId};
 use quorate_transport::{Fault, Handler, decode, encode};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use tokio::time::Instant;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Question {
@@ -53,18 +55,18 @@ impl Handler for ProxyService {
     }
 }
 
-/// Asks the database itself. The answer is a result as any other: it leaves under the lease only.
+/// Asks the database itself. The answer is a result as any other: it leaves under a lease or a confirmation only.
 pub async fn role_record(gates: &Gates, database: DatabaseId, role: &str) -> Reply {
     let Some(gate) = gates.find(database) else {
         return Reply::NotOpen("there is no replica of this database here".to_owned());
     };
-    let (generation, socket) = match gate.passing() {
+    let Passing { generation, socket, .. } = match gate.passing() {
         Ok(passing) => passing,
         Err(why) => return Reply::NotOpen(why.to_string()),
     };
     match gate.control.role(generation, &socket, role).await {
-        Ok(record) if gate.passes(generation) && gate.is_leased() => Reply::Role(record),
-        Ok(_) => Reply::NotOpen("the gate has no lease".to_owned()),
+        Ok(record) if gate.vouches(generation, Instant::now()).await => Reply::Role(record),
+        Ok(_) => Reply::NotOpen("nobody vouches for what the gate lets out".to_owned()),
         Err(error) => {
             tracing::info!(%database, %error, "the verifier of a login could not be read");
             Reply::NotOpen("the server does not answer".to_owned())

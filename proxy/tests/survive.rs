@@ -252,20 +252,12 @@ async fn a_cancelled_wait_for_the_quorum_is_an_error_and_a_barrier_follows() {
     let postgres = Postgres::start().await;
     let admin = postgres.admin().await;
     admin.batch_execute("create table t (a int); grant all on t to demo").await.unwrap();
-    let sync_names = async |names: &str| {
-        admin
-            .batch_execute(&format!("alter system set synchronous_standby_names = '{names}'"))
-            .await
-            .unwrap();
-        admin.batch_execute("select pg_reload_conf()").await.unwrap();
-        tokio::time::sleep(Duration::from_millis(300)).await;
-    };
     for entry in [1, 2] {
         let cluster = Cluster::start().await;
         cluster.open(1, &postgres);
         let client = soon(cluster.connect(entry)).await;
         let pid = number(&client, "select pg_backend_pid()").await.unwrap();
-        sync_names("ANY 1 (nobody)").await;
+        postgres.sync_names("ANY 1 (nobody)").await;
         let token = client.cancel_token();
         let writing = tokio::spawn(async move {
             let first = client.batch_execute("insert into t values (1)").await;
@@ -284,7 +276,7 @@ async fn a_cancelled_wait_for_the_quorum_is_an_error_and_a_barrier_follows() {
         admin.batch_execute(&format!("select pg_cancel_backend({pid})")).await.unwrap();
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert!(!writing.is_finished(), "the answer waits for a barrier");
-        sync_names("").await;
+        postgres.sync_names("").await;
         let (first, second) = soon(writing).await.unwrap();
         let error = first.unwrap_err();
         assert_eq!(code(&error), "40003");

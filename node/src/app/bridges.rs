@@ -1,8 +1,8 @@
 //! Small adapters between crates that do not know each other.
 
-use quorate_model::{Applied, Command, DatabaseId, Epoch, GateReport, NodeId, PartitionMap};
+use quorate_model::{Applied, Command, DatabaseId, Epoch, GateReport, Lsn, NodeId, PartitionMap};
 use quorate_partition_map::{MapError, MapHandle};
-use quorate_proxy::Gates;
+use quorate_proxy::{Evidence, Gates};
 use quorate_reconfig_agent::agent::{Agent, BootTime, GateControl};
 use quorate_reconfig_agent::map::{Leader, Map, ProposeError};
 use quorate_ring::{LeaseWant, Leases, Ring};
@@ -93,6 +93,20 @@ impl GateControl for GateBridge {
         if let Some(ring) = self.ring.get() {
             ring.renew_now();
         }
+    }
+}
+
+/// What the replica agent knows of voters, for the gates.
+pub struct EvidenceBridge(pub Agent);
+
+#[async_trait::async_trait]
+impl Evidence for EvidenceBridge {
+    async fn confirm(&self, database: DatabaseId, epoch: Epoch) -> bool {
+        self.0.confirm(database, epoch).await
+    }
+
+    async fn on_quorum(&self, database: DatabaseId, epoch: Epoch, lsn: Lsn, limit: Duration) -> bool {
+        self.0.on_quorum(database, epoch, lsn, limit).await
     }
 }
 

@@ -5,7 +5,7 @@
 //! Order matters for safety (R7): one linearizable read of the map first, and only then the agent that opens tunnels
 //! and gates.
 
-use super::bridges::{self, GateBridge, LeaseBridge, MapBridge};
+use super::bridges::{self, EvidenceBridge, GateBridge, LeaseBridge, MapBridge};
 use quorate_model::{Command, NodeRecord};
 use quorate_partition_map::MapHandle;
 use quorate_proxy::Gates;
@@ -45,7 +45,7 @@ pub async fn start(ground: Ground, stop: CancellationToken) -> anyhow::Result<Ag
     tracing::info!(%node, "the partition map is current");
     register(&map, record, &stop).await?;
 
-    let bridge = Arc::new(GateBridge { gates, ring: OnceLock::from(ring.clone()) });
+    let bridge = Arc::new(GateBridge { gates: gates.clone(), ring: OnceLock::from(ring.clone()) });
     let leader = bridges::leader(&map);
     let shared_map: Arc<dyn Map> = Arc::new(MapBridge(map));
     let coordinator =
@@ -54,6 +54,7 @@ pub async fn start(ground: Ground, stop: CancellationToken) -> anyhow::Result<Ag
     tokio::spawn(doubt_lost(peers.clone(), ring, stop.clone()));
 
     let agent = Agent::start(node, host, shared_map, leader, peers, bridge, stop);
+    gates.set_evidence(Arc::new(EvidenceBridge(agent.clone())));
     agent.serve(coordinator);
     // The ring grants and asks for leases from here on.
     let _ = leases.0.set(agent.clone());

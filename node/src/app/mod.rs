@@ -123,7 +123,7 @@ pub async fn start(plan: Plan, stop: CancellationToken) -> anyhow::Result<App> {
         },
         map.watch(),
         peers.clone(),
-        gates,
+        gates.clone(),
         admission,
         stop.clone(),
     )?;

@@ -3,7 +3,7 @@
 //! In that wait a cancel would not undo anything: the transaction is committed here, and only the knowledge would be lost
 //! (DESIGN §3 *A commit*). So it is held, and dropped when the request has ended by itself.
 
-use super::door::Gate;
+use super::door::{Gate, Passing};
 use crate::wire::startup::cancel_request;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,7 +28,7 @@ impl Gate {
         let asked_for = slot.activity();
         let until = Instant::now() + HOLD;
         while asked_for.is_busy() && slot.activity() == asked_for && Instant::now() < until {
-            let Ok((generation, socket)) = self.passing() else {
+            let Ok(Passing { generation, socket, .. }) = self.passing() else {
                 tokio::time::sleep(LOOK_EVERY).await;
                 continue;
             };

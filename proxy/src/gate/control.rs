@@ -3,7 +3,9 @@
 //! Two connections, made when they are needed and again when the gate's generation changes: a barrier waits
 //! for the quorum, and logins must not wait behind it. Each question has a deadline.
 
+use super::audit::{Finding, weakens};
 use crate::wire::egress::is_cancelled_wait_routine;
+use quorate_model::Lsn;
 use serde::{Deserialize, Serialize};
 use std::future::poll_fn;
 use std::path::Path;
@@ -11,9 +13,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::Mutex;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{PgLsn, Type};
 use tokio_postgres::{AsyncMessage, Client, NoTls};
 
+/// Where questions are asked that every database of an instance answers alike. Tenants have nothing in it.
+const MAINTENANCE_DATABASE: &str = "postgres";
 /// Longest wait for the answer to a question.
 const QUESTION_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -62,13 +66,13 @@ impl std::fmt::Debug for Line {
     }
 }
 
-async fn connect(generation: u64, socket: &Path) -> Result<Line, NoAnswer> {
+async fn connect(generation: u64, socket: &Path, database: &str) -> Result<Line, NoAnswer> {
     let mut config = tokio_postgres::Config::new();
     config
         .host_path(socket)
         .port(5432)
         .user("quorate")
-        .dbname("postgres")
+        .dbname(database)
         .application_name("quorate gate")
         .options("-c search_path=pg_catalog -c synchronous_commit=on -c statement_timeout=0")
         .connect_timeout(QUESTION_DEADLINE);
@@ -98,7 +102,7 @@ async fn line<'a>(
     }
     match held {
         Some(line) => Ok(line),
-        None => Ok(held.insert(connect(generation, socket).await?)),
+        None => Ok(held.insert(connect(generation, socket, MAINTENANCE_DATABASE).await?)),
     }
 }
 
@@ -150,6 +154,43 @@ impl Control {
             Ok(!client.query_typed(SQL, &[(&pid, Type::INT4)]).await?.is_empty())
         })
         .await
+    }
+
+    /// The end of the log as it is now, what is not flushed yet included.
+    pub async fn end_of_log(&self, generation: u64, socket: &Path) -> Result<Lsn, NoAnswer> {
+        const SQL: &str = "SELECT pg_current_wal_insert_lsn()";
+        self.ask(generation, socket, async |client| {
+            let end: PgLsn = client.query_typed_one(SQL, &[]).await?.try_get(0)?;
+            Ok(Lsn(end.into()))
+        })
+        .await
+    }
+
+    /// Settings of roles, databases and functions that could weaken commits. On a connection of its own: functions
+    /// are seen from inside their database only.
+    pub async fn weakening_settings(&self, socket: &Path, name: &str) -> Result<Vec<Finding>, NoAnswer> {
+        const OF_ROLES: &str = "SELECT concat_ws(' in ', 'role ' || quote_ident(r.rolname), \
+            'database ' || quote_ident(d.datname)), s FROM pg_db_role_setting x \
+            CROSS JOIN LATERAL unnest(x.setconfig) s \
+            LEFT JOIN pg_roles r ON r.oid = x.setrole LEFT JOIN pg_database d ON d.oid = x.setdatabase";
+        const OF_FUNCTIONS: &str = "SELECT 'function ' || p.oid::regprocedure::text, s \
+            FROM pg_proc p CROSS JOIN LATERAL unnest(p.proconfig) s";
+        let looking = async {
+            let line = connect(0, socket, name).await?;
+            let mut findings = Vec::new();
+            for sql in [OF_ROLES, OF_FUNCTIONS] {
+                for row in line.client.query_typed(sql, &[]).await? {
+                    let (of, setting): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+                    if weakens(&setting) {
+                        findings.push(Finding { of, setting });
+                    }
+                }
+            }
+            Ok(findings)
+        };
+        tokio::time::timeout(QUESTION_DEADLINE, looking)
+            .await
+            .unwrap_or_else(|_| Err(NoAnswer("no answer in time".to_owned())))
     }
 
     /// Writes something and waits for its quorum; then all that was written before is on one too.

@@ -1,26 +1,34 @@
 //! The state of one gate: who may pass, in which reign, and until when.
 //!
-//! Two atomics are all that a session looks at for each read: the *generation* that passes and the lease. A
-//! generation is one run of one Postgres behind the gate: holding and opening again keeps it (a re-elected incumbent
-//! keeps its sessions), closing and parking end it. Everything else changes seldom and is behind a mutex.
+//! A few atomics are all that a session looks at for each read: the *generation* that passes, how results are
+//! vouched for, and the lease. A generation is one run of one Postgres behind the gate: holding and opening again keeps
+//! it (a re-elected incumbent keeps its sessions), closing and parking end it. Everything else changes seldom and is
+//! behind a mutex.
 //!
-//! Invariants: a byte of Postgres leaves only for a session of the generation that passes, while now < lease (I7); a
-//! gate whose lease was never set lets nothing out; reigns never go back (I5).
+//! Invariants: a byte of Postgres leaves only for a session of the generation that passes, while now < lease or behind
+//! a confirmation that began after the byte was received (I7); a gate whose lease was never set lets nothing out by a
+//! lease; reigns never go back (I5).
 
 use super::control::Control;
+use super::evidence::Evidence;
+use super::pass::Pass;
+use super::rounds::Rounds;
 use super::slot::{Slot, locked};
 use crate::wire::control::End;
 use quorate_model::{DatabaseId, Epoch, GateReport};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// Nanoseconds of CLOCK_BOOTTIME.
 pub type BootTime = u64;
+
+/// How often a lease or a confirmation that is missing is looked for.
+const VOUCH_PAUSE: Duration = Duration::from_millis(5);
 
 /// How long a session that was cut may take to see it before [`Gate::park`] returns without it.
 const CUT_GRACE: Duration = Duration::from_secs(1);
@@ -30,8 +38,28 @@ pub fn boot_time() -> BootTime {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// How it is made sure that no newer primary had opened when a result was produced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reads {
+    /// By leases that voters grant: nothing is asked for a result, and clocks must not drift beyond their bound.
+    #[default]
+    Lease,
+    /// By a question to voters after the result was produced: no clock is trusted, a result costs a round trip.
+    Confirm,
+}
+
+/// What the acknowledgement of a commit rests on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Commits {
+    /// On Postgres, which waits for the quorum unless it was told not to, and on the guard, which refuses the telling.
+    #[default]
+    Guarded,
+    /// On the positions that a quorum has acknowledged, whatever Postgres was told.
+    Strict,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     Closed,
     Held,
     Open,
@@ -81,28 +109,57 @@ pub struct Parked {
 #[error("{0}")]
 pub struct NotOpen(pub String);
 
+/// What passes now.
+#[derive(Clone, Debug)]
+pub(crate) struct Passing {
+    pub generation: u64,
+    pub epoch: Epoch,
+    pub socket: PathBuf,
+}
+
 /// The only door to a replica's Postgres for clients. Controlled by the replica agent.
-#[derive(Debug)]
 pub struct Gate {
     database: DatabaseId,
     /// The generation whose sessions pass; 0 when none do.
     passing: AtomicU64,
     lease_until: AtomicU64,
+    /// Results are confirmed, instead of leased.
+    confirms: AtomicBool,
+    /// Ends of transactions wait for evidence.
+    strict: AtomicBool,
+    /// What the audit found: makes the gate strict.
+    weakened: AtomicBool,
     /// Sessions that hold results back until the lease is renewed.
-    waiting: AtomicU32,
+    pub(super) waiting: AtomicU32,
+    pub(super) confirmations: Rounds,
+    pub(super) evidence: Rounds,
+    source: Arc<OnceLock<Arc<dyn Evidence>>>,
     inner: Mutex<Inner>,
     /// Counts changes, for those who wait for one.
     changes: watch::Sender<u64>,
     pub(crate) control: Control,
 }
 
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Gate({})", self.database)
+    }
+}
+
 impl Gate {
-    pub(super) fn new(database: DatabaseId) -> Arc<Gate> {
+    /// Without a `source`, no confirmation and no evidence is ever had.
+    pub(super) fn new(database: DatabaseId, source: Arc<OnceLock<Arc<dyn Evidence>>>) -> Arc<Gate> {
         Arc::new(Gate {
             database,
             passing: AtomicU64::new(0),
             lease_until: AtomicU64::new(0),
+            confirms: AtomicBool::new(false),
+            strict: AtomicBool::new(false),
+            weakened: AtomicBool::new(false),
             waiting: AtomicU32::new(0),
+            confirmations: Rounds::default(),
+            evidence: Rounds::default(),
+            source,
             inner: Mutex::new(Inner {
                 state: State::Closed,
                 generation: 1,
@@ -254,13 +311,65 @@ impl Gate {
         boot_time() < self.lease_until.load(Ordering::SeqCst)
     }
 
-    /// The generation and socket that pass now.
-    pub(crate) fn passing(&self) -> Result<(u64, PathBuf), NotOpen> {
+    /// What passes now; those who are in the middle of something while the gate parks, too.
+    pub(crate) fn passing(&self) -> Result<Passing, NotOpen> {
         let inner = locked(&self.inner);
         match inner.state {
-            State::Open => Ok((inner.generation, inner.socket.clone())),
+            State::Open | State::Parking => {
+                Ok(Passing { generation: inner.generation, epoch: inner.epoch, socket: inner.socket.clone() })
+            }
             State::Closed => Err(NotOpen("the gate is closed".to_owned())),
-            State::Held | State::Parking => Err(NotOpen("the gate is held".to_owned())),
+            State::Held => Err(NotOpen("the gate is held".to_owned())),
+        }
+    }
+
+    /// From now on results leave by that rule. Both are safe at any time.
+    pub fn set_reads(&self, reads: Reads) {
+        let confirms = reads == Reads::Confirm;
+        if self.confirms.swap(confirms, Ordering::SeqCst) != confirms {
+            tracing::info!(database = %self.database, ?reads, "results are vouched for in another way");
+            locked(&self.inner).sessions.values().for_each(|slot| slot.wake());
+        }
+    }
+
+    #[inline]
+    pub fn reads(&self) -> Reads {
+        if self.confirms.load(Ordering::SeqCst) { Reads::Confirm } else { Reads::Lease }
+    }
+
+    pub fn set_commits(&self, commits: Commits) {
+        self.strict.store(commits == Commits::Strict, Ordering::SeqCst);
+    }
+
+    /// Strict by its option, or because something in the database could weaken commits.
+    #[inline]
+    pub fn commits(&self) -> Commits {
+        match self.strict.load(Ordering::SeqCst) || self.weakened.load(Ordering::SeqCst) {
+            true => Commits::Strict,
+            false => Commits::Guarded,
+        }
+    }
+
+    /// What an audit found. True when that is news.
+    pub(super) fn set_weakened(&self, weakened: bool) -> bool {
+        self.weakened.swap(weakened, Ordering::SeqCst) != weakened
+    }
+
+    pub(super) fn evidence_source(&self) -> Option<Arc<dyn Evidence>> {
+        self.source.get().cloned()
+    }
+
+    /// Whether a result that is here already, of that generation, may leave: waits for a lease or a confirmation.
+    pub(crate) async fn vouches(&self, generation: u64, until: Instant) -> bool {
+        loop {
+            let vouched = match self.reads() {
+                Reads::Lease => self.is_leased(),
+                Reads::Confirm => self.confirm().await,
+            };
+            if vouched || !self.passes(generation) || Instant::now() >= until {
+                return vouched && self.passes(generation);
+            }
+            tokio::time::sleep(VOUCH_PAUSE).await;
         }
     }
 
@@ -305,70 +414,14 @@ impl Gate {
         inner.next_session += 1;
         let session = inner.next_session;
         inner.sessions.insert(session, Arc::clone(slot));
-        let pass = Pass {
-            gate: Arc::clone(self),
-            generation: inner.generation,
-            session,
-            waiting: false,
-            released: false,
-        };
+        let pass = Pass::new(Arc::clone(self), Arc::clone(slot), inner.generation, session);
         Ok((pass, inner.socket.clone()))
     }
-}
 
-/// One session's right to a backend behind a gate. Dropping it leaves.
-#[derive(Debug)]
-pub struct Pass {
-    gate: Arc<Gate>,
-    generation: u64,
-    session: u64,
-    /// Counted in the gate's `waiting`.
-    waiting: bool,
-    released: bool,
-}
-
-impl Pass {
-    pub fn gate(&self) -> &Arc<Gate> {
-        &self.gate
-    }
-
-    /// Whether requests may go in.
-    #[inline]
-    pub fn may_enter(&self) -> bool {
-        self.gate.passes(self.generation)
-    }
-
-    /// Whether results that are here already may leave. After `false`, the session is woken when it is worth asking again.
-    #[inline]
-    pub fn may_leave(&mut self) -> bool {
-        if self.may_enter() && self.gate.is_leased() {
-            if self.waiting {
-                self.stop_waiting();
-            }
-            return true;
-        }
-        self.wait_for_lease()
-    }
-
-    #[cold]
-    fn wait_for_lease(&mut self) -> bool {
-        if !self.waiting {
-            self.waiting = true;
-            self.gate.waiting.fetch_add(1, Ordering::SeqCst);
-        }
-        // A renewal between the first look and the count above would not have woken us.
-        self.may_enter() && self.gate.is_leased()
-    }
-
-    #[cold]
-    fn stop_waiting(&mut self) {
-        self.waiting = false;
-        self.gate.waiting.fetch_sub(1, Ordering::SeqCst);
-    }
-
-    pub fn door(&self) -> Door {
-        let inner = locked(&self.gate.inner);
-        if inner.generation != self.generation {
+    /// What a session of that generation finds.
+    pub(super) fn door(&self, generation: u64) -> Door {
+        let inner = locked(&self.inner);
+        if inner.generation != generation {
             let (end, why) = inner.ended.clone();
             return Door::Ended { end, why };
         }
@@ -379,27 +432,13 @@ impl Pass {
         }
     }
 
-    /// Leaves between transactions.
-    pub fn release(mut self) {
-        self.released = true;
-    }
-
-    /// Waits for everything this session has done to be on a quorum.
-    pub async fn barrier(&self, limit: Duration, socket: &Path) -> bool {
-        self.gate.control.barrier(self.generation, socket, limit).await
-    }
-}
-
-impl Drop for Pass {
-    fn drop(&mut self) {
-        if self.waiting {
-            self.stop_waiting();
-        }
-        let mut inner = locked(&self.gate.inner);
-        inner.sessions.remove(&self.session);
-        inner.released += u32::from(self.released);
+    /// A session has left; `released`, if between transactions.
+    pub(super) fn left(&self, session: u64, released: bool) {
+        let mut inner = locked(&self.inner);
+        inner.sessions.remove(&session);
+        inner.released += u32::from(released);
         drop(inner);
-        self.gate.changes.send_modify(|n| *n += 1);
+        self.changes.send_modify(|n| *n += 1);
     }
 }
 

@@ -1,22 +1,29 @@
 //! The doors of this node's replicas.
 
+pub mod audit;
 pub mod cancel;
 pub mod control;
 pub mod door;
+pub mod evidence;
+pub mod pass;
+pub mod rounds;
 pub mod serve;
 pub mod slot;
 
 use crate::gate::slot::locked;
-pub use door::{BootTime, Door, Gate, NotOpen, Parked, Pass, boot_time};
+pub use door::{BootTime, Commits, Door, Gate, NotOpen, Parked, Reads, boot_time};
+pub use evidence::Evidence;
+pub use pass::Pass;
 use quorate_model::DatabaseId;
 pub use slot::Slot;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// One gate a database that has a replica here.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Gates {
     gates: Mutex<BTreeMap<DatabaseId, Arc<Gate>>>,
+    evidence: Arc<OnceLock<Arc<dyn Evidence>>>,
 }
 
 impl Gates {
@@ -24,9 +31,15 @@ impl Gates {
         Arc::default()
     }
 
+    /// Where all gates have confirmations and evidence from, once it can be asked. Only the first counts.
+    pub fn set_evidence(&self, evidence: Arc<dyn Evidence>) {
+        let _ = self.evidence.set(evidence);
+    }
+
     /// The gate of that database; a new one is closed.
     pub fn gate(&self, database: DatabaseId) -> Arc<Gate> {
-        Arc::clone(locked(&self.gates).entry(database).or_insert_with(|| Gate::new(database)))
+        let new = || Gate::new(database, Arc::clone(&self.evidence));
+        Arc::clone(locked(&self.gates).entry(database).or_insert_with(new))
     }
 
     /// The replica is no longer here: its gate closes for good.

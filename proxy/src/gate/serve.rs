@@ -6,6 +6,7 @@ use super::Gates;
 use super::door::{Door, Gate};
 use super::slot::Slot;
 use crate::config::{ATTACH_DEADLINE, BARRIER_DEADLINE, FAREWELL_DEADLINE, GATE_WAIT};
+use crate::guard::hides_warnings;
 use crate::relay::{Event, Relay, Role, Server};
 use crate::stream::Stream;
 use crate::wire::control::{Control, End, Hello};
@@ -58,6 +59,10 @@ async fn not_open(stream: &mut (impl AsyncWriteExt + Unpin), why: &str) {
     .await;
 }
 
+/// What every session brings along. A value of the startup packet goes before those of roles and databases, and is what
+/// RESET goes back to.
+const OWN_PARAMETERS: [(&str, &str); 1] = [("synchronous_commit", "on")];
+
 /// Connects to the Postgres in `directory` and says who it is for.
 pub async fn connect(
     directory: &Path,
@@ -65,9 +70,11 @@ pub async fn connect(
     name: &str,
     parameters: &[(String, String)],
 ) -> io::Result<UnixStream> {
+    let own = OWN_PARAMETERS.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let parameters = [parameters, &own].concat();
     let connecting = async {
         let mut stream = UnixStream::connect(directory.join(".s.PGSQL.5432")).await?;
-        stream.write_all(&startup_message(user, name, parameters)).await?;
+        stream.write_all(&startup_message(user, name, &parameters)).await?;
         Ok(stream)
     };
     timeout(ATTACH_DEADLINE, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
@@ -77,6 +84,7 @@ async fn start(node: NodeId, gate: &Arc<Gate>, hello: Hello, stream: PeerStream)
     let slot = Arc::new(Slot::default());
     let role = Role::Gate { node, database: hello.database };
     let mut relay = Relay::new(role, Stream::Peer(Box::new(stream)), Arc::clone(&slot));
+    relay.unguarded = hides_warnings(&hello.parameters);
     let entering = gate.enter(&slot, hello.epoch, Instant::now() + GATE_WAIT);
     let entered = tokio::select! {
         entered = entering => entered,

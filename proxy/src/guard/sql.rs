@@ -9,8 +9,10 @@ enum Token<'a> {
     Word(&'a [u8]),
     /// A string or dollar-quoted literal, without its quotes.
     Literal(&'a [u8]),
+    /// A string literal with escapes in it: what it says is not read.
+    Escaped,
     Semicolon,
-    Other,
+    Other(u8),
 }
 
 /// Cuts a text into tokens; comments and spaces are skipped. Unterminated things reach to the end.
@@ -105,7 +107,8 @@ impl<'a> Iterator for Tokens<'a> {
                 b'\'' => return Some(Token::Literal(self.quoted(b'\'', false))),
                 b'e' | b'E' if second == b'\'' => {
                     self.take(1);
-                    return Some(Token::Literal(self.quoted(b'\'', true)));
+                    let text = self.quoted(b'\'', true);
+                    return Some(if text.contains(&b'\\') { Token::Escaped } else { Token::Literal(text) });
                 }
                 b'"' => return Some(Token::Word(self.quoted(b'"', false))),
                 b'$' => {
@@ -113,15 +116,15 @@ impl<'a> Iterator for Tokens<'a> {
                         return Some(Token::Literal(body));
                     }
                     self.take(1);
-                    return Some(Token::Other);
+                    return Some(Token::Other(b'$'));
                 }
                 b if is_word_start(b) => {
                     let length = self.0.iter().position(|b| !is_word(*b)).unwrap_or(self.0.len());
                     return Some(Token::Word(self.take(length)));
                 }
-                _ => {
+                other => {
                     self.take(1);
-                    return Some(Token::Other);
+                    return Some(Token::Other(other));
                 }
             }
         }
@@ -203,6 +206,82 @@ pub fn may_set_synchronous_commit(text: &[u8]) -> bool {
         }
     }
     statement.may_set()
+}
+
+/// Whether that value of `client_min_messages` keeps warnings from the client; what is not known may.
+pub fn hides_warnings(value: &[u8]) -> bool {
+    let harmless: [&[u8]; 10] = [
+        b"debug", b"debug1", b"debug2", b"debug3", b"debug4", b"debug5", b"log", b"info", b"notice",
+        b"warning",
+    ];
+    !harmless.iter().any(|h| value.eq_ignore_ascii_case(h)) && !value.eq_ignore_ascii_case(b"default")
+}
+
+/// Whether a text that mentions `client_min_messages` may set it so that warnings are hidden.
+pub fn may_hide_warnings(text: &[u8]) -> bool {
+    const NAME: &[u8] = b"client_min_messages";
+    let mut words: Vec<&[u8]> = Vec::new();
+    let mut mentions = false;
+    let hides = |words: &[&[u8]]| match words {
+        [first, ..] if first.eq_ignore_ascii_case(b"show") || first.eq_ignore_ascii_case(b"reset") => false,
+        [set, .., value] if set.eq_ignore_ascii_case(b"set") => hides_warnings(value),
+        _ => true,
+    };
+    for token in Tokens(text) {
+        match token {
+            Token::Semicolon => {
+                if mentions && hides(&words) {
+                    return true;
+                }
+                (mentions, words) = (false, Vec::new());
+            }
+            Token::Word(word) | Token::Literal(word) => {
+                mentions |= contains_ignoring_case(word, NAME);
+                // Of a long statement it is not the last word that matters.
+                if words.len() < MAX_SET_WORDS {
+                    words.push(word);
+                }
+            }
+            Token::Escaped => words.push(b""),
+            Token::Other(_) => {}
+        }
+    }
+    mentions && (words.len() >= MAX_SET_WORDS || hides(&words))
+}
+
+/// More words than `SET LOCAL name TO value` has.
+const MAX_SET_WORDS: usize = 6;
+
+/// Whether `set_config` is called with a name that is not written out: neither a plain literal nor, where a Bind message
+/// brings it, a parameter.
+pub fn composes_setting_name(text: &[u8], by_bind: bool) -> bool {
+    let mut tokens = Tokens(text);
+    while let Some(token) = tokens.next() {
+        let calls = match token {
+            Token::Word(word) => contains_ignoring_case(word, b"set_config"),
+            // A body that is executed: what it calls is not looked at.
+            Token::Literal(text) => contains_ignoring_case(text, b"set_config"),
+            _ => false,
+        };
+        if calls && !(matches!(token, Token::Word(_)) && is_written_out(&mut tokens, by_bind)) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Whether an opening parenthesis, one literal or parameter, and a comma follow.
+fn is_written_out(tokens: &mut Tokens<'_>, by_bind: bool) -> bool {
+    if tokens.next() != Some(Token::Other(b'(')) {
+        return false;
+    }
+    match tokens.next() {
+        Some(Token::Literal(_)) => tokens.next() == Some(Token::Other(b',')),
+        Some(Token::Other(b'$')) if by_bind => {
+            tokens.find(|t| !matches!(t, Token::Other(b'0'..=b'9'))) == Some(Token::Other(b','))
+        }
+        _ => false,
+    }
 }
 
 /// Whether a word stands in the text, outside of longer words.

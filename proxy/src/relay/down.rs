@@ -1,6 +1,7 @@
 //! From the server to the client.
 
-use super::{Event, Relay, Role, Step, poll_fill};
+use super::{Event, Relay, Role, Server, Step, poll_fill};
+use crate::gate::Commits;
 use crate::guard::REFUSED_TEXT;
 use crate::wire::control::{CONTROL, Control};
 use crate::wire::egress::{COPY_FAIL, Verdict};
@@ -41,9 +42,14 @@ impl Relay {
                 return Step::Event(event);
             }
             let Some(server) = &mut self.server else { return step };
-            // The check of the lease: after Postgres produced the bytes, before the first of them leaves.
-            if self.down.has_unjudged() && server.pass.as_mut().is_none_or(|p| p.may_leave()) {
-                self.judge_down();
+            // The check of the lease, or of a confirmation: after Postgres produced the bytes, before the first of
+            // them leaves.
+            if self.down.has_unjudged() {
+                let until = server.pass.as_mut().map_or(u64::MAX, |p| p.leaves_until(self.down.received()));
+                self.down.show_until(until);
+                if until > self.down.judged() {
+                    self.judge_down();
+                }
                 if self.down.has_unsent() || self.stop_down.is_some() {
                     continue;
                 }
@@ -56,8 +62,9 @@ impl Relay {
                 Poll::Ready(Ok(n)) if n > 0 => step = Step::Moved,
                 Poll::Ready(_) => {
                     // Results that may not leave yet are waited for, then the end is told.
+                    let received = self.down.received();
                     if self.down.has_unjudged()
-                        && server.pass.as_ref().is_some_and(|p| p.may_enter() && !p.gate().is_leased())
+                        && (self.holds_end || server.pass.as_ref().is_some_and(|p| p.holds_back(received)))
                     {
                         return step;
                     }
@@ -124,8 +131,29 @@ impl Relay {
         self.server.as_ref().is_some_and(|s| s.egress.is_dropping())
     }
 
+    /// Whether the message at the front may tell of a commit that is not known to be on a quorum. The session is
+    /// woken when it is worth looking again.
+    fn waits_for_evidence(&mut self, header: Header) -> bool {
+        let Some(Server { pass: Some(pass), egress, .. }) = &mut self.server else { return false };
+        let asks = self.unguarded || pass.gate().commits() == Commits::Strict;
+        // What is dropped tells nothing.
+        if !asks || egress.is_dropping() {
+            return false;
+        }
+        let body = &self.down.unjudged()[HEADER_BYTES..header.total];
+        if !self.tracker.may_tell_of_commit(header.tag, body) {
+            return false;
+        }
+        let position = self.down.judged() + header.total as u64;
+        !pass.is_on_quorum(position, self.down.received())
+    }
+
     /// Judges a whole message that decides something. False: judge no more for now.
     fn settle_down(&mut self, header: Header) -> bool {
+        self.holds_end = matches!(header.tag, b'C' | b'Z') && self.waits_for_evidence(header);
+        if self.holds_end {
+            return false;
+        }
         match self.judge_message_down(header, header.total) {
             Judged::Pass => self.down.pass(header.total),
             Judged::Drop => self.down.remove(header.total),

@@ -11,7 +11,7 @@ mod abort;
 pub mod down;
 mod up;
 
-use crate::gate::door::Pass;
+use crate::gate::pass::Pass;
 use crate::gate::slot::{Activity, Backend, Slot};
 use crate::guard::StreamedText;
 use crate::session::params::Params;
@@ -131,6 +131,8 @@ pub struct Relay {
     pub abort: Option<Abort>,
     /// An error that ends the session has been passed on.
     pub fatal_sent: bool,
+    /// What was sent may have turned off what the guard relies on: ends of transactions wait for evidence.
+    pub unguarded: bool,
     seen_signals: u32,
     seen_activity: Activity,
     /// Bytes judged since the server was attached.
@@ -143,6 +145,8 @@ pub struct Relay {
     dropping_up: bool,
     dropping_down: bool,
     client_dirty: bool,
+    /// The message at the front of `down` waits for evidence of a commit.
+    holds_end: bool,
     stop_up: Option<Event>,
     stop_down: Option<Event>,
 }
@@ -169,6 +173,7 @@ impl Relay {
             paused: false,
             abort: None,
             fatal_sent: false,
+            unguarded: false,
             seen_activity: Activity::new(0, false),
             sent_up: 0,
             replay: Replay::default(),
@@ -177,6 +182,7 @@ impl Relay {
             dropping_up: false,
             dropping_down: false,
             client_dirty: false,
+            holds_end: false,
             stop_up: None,
             stop_down: None,
         }
@@ -185,6 +191,7 @@ impl Relay {
     /// The session has a server from now on.
     pub fn attach(&mut self, server: Server) {
         self.server = Some(server);
+        self.down.show_until(u64::MAX);
         self.parking = false;
         self.paused = false;
         self.sent_up = 0;
@@ -198,6 +205,7 @@ impl Relay {
         self.refused = 0;
         self.parking = false;
         self.dropping_down = false;
+        self.holds_end = false;
         self.stop_down = None;
         self.slot.set_backend(None);
         if self.replay.bytes.capacity() > IDLE_REPLAY_BYTES {

@@ -95,9 +95,9 @@ impl Relay {
         (self.parking || self.paused) && self.tracker.is_idle()
     }
 
-    /// Whether the server may get what the client sends. Between transactions also the lease is asked for: without it
-    /// no result could leave, and a request that has not begun can still go to another primary. (What guards
-    /// results is the check at their way out.)
+    /// Whether the server may get what the client sends. Between transactions also whether results could leave:
+    /// a request that has not begun can still go to another primary. (What guards results is the check at their way
+    /// out.)
     #[inline]
     fn may_judge_up(&mut self) -> bool {
         if self.begins_nothing() {
@@ -105,7 +105,7 @@ impl Relay {
         }
         let idle = self.tracker.is_idle();
         let Some(server) = &mut self.server else { return false };
-        server.pass.as_mut().is_none_or(|p| if idle { p.may_leave() } else { p.may_enter() })
+        server.pass.as_mut().is_none_or(|p| if idle { p.may_begin() } else { p.may_enter() })
     }
 
     /// Judges what the client sent, as far as it may go to the server now.
@@ -152,15 +152,16 @@ impl Relay {
     fn judge_message_up(&mut self, header: Header) -> bool {
         let body = &self.up.unjudged()[HEADER_BYTES..header.total];
         let (marks, refused) = match (self.role, header.tag) {
-            (Role::Gate { .. }, _) => (Marks::default(), false),
+            // Refused where it entered.
+            (Role::Gate { .. }, b'Q') => (guard::read(body), false),
+            (Role::Gate { .. }, b'P') => (guard::read(c_string(body).map_or(body, |(_, text)| text)), false),
             (_, b'Q') => read_text(body),
             (_, b'P') => read_text(c_string(body).map_or(body, |(_, text)| text)),
-            (_, b'B') if self.tracker.watches_binds() => {
-                (Marks::default(), guard::mentions_synchronous_commit(body))
-            }
-            (_, b'F') => (Marks::default(), guard::mentions_synchronous_commit(body)),
+            (_, b'B') if self.tracker.watches_binds() => read_values(body),
+            (_, b'F') => read_values(body),
             _ => (Marks::default(), false),
         };
+        self.unguarded |= marks.has(Marks::UNGUARDED);
         let quiet = self.tracker.is_quiet();
         let had_state = quiet && !self.tracker.kept().is_empty();
         if refused {
@@ -202,7 +203,7 @@ impl Relay {
         self.replay.whole = false;
         let has_text =
             matches!(header.tag, b'Q' | b'P' | b'F') || (header.tag == b'B' && self.tracker.watches_binds());
-        self.streamed = (self.role == Role::Entry && has_text).then(StreamedText::default);
+        self.streamed = has_text.then(StreamedText::default);
         self.up.begin_large(header);
         true
     }
@@ -212,7 +213,8 @@ impl Relay {
     fn judge_streamed(&mut self, bytes: usize) -> bool {
         let Some(streamed) = &mut self.streamed else { return true };
         let marks = streamed.read(&self.up.unjudged()[..bytes]);
-        if marks.has(Marks::SYNCHRONOUS_COMMIT) {
+        self.unguarded |= marks.has(Marks::UNGUARDED);
+        if marks.has(Marks::SYNCHRONOUS_COMMIT) && self.role == Role::Entry {
             // Its beginning is at the server, which does not act on a message that never ends.
             self.stop_up = Some(Event::Refused);
             return false;
@@ -269,4 +271,11 @@ fn append_replay(replay: &mut super::Replay, message: &[u8]) {
 fn read_text(text: &[u8]) -> (Marks, bool) {
     let marks = guard::read(text);
     (marks, marks.any() && guard::refuses_marked(text, marks))
+}
+
+/// What the values of a Bind after `set_config`, or of a FunctionCall, may set.
+fn read_values(body: &[u8]) -> (Marks, bool) {
+    let unguarded = guard::mentions_client_min_messages(body);
+    let marks = if unguarded { Marks::UNGUARDED } else { Marks::default() };
+    (marks, guard::mentions_synchronous_commit(body))
 }

@@ -3,7 +3,7 @@
 use super::follow::{Attempt, Denied, Follow, Primary};
 use super::shared::Shared;
 use crate::config::{ATTACH_DEADLINE, GATE_WAIT, MAX_ANSWER_BYTES};
-use crate::gate::door::Pass;
+use crate::gate::pass::Pass;
 use crate::gate::serve::connect;
 use crate::gate::slot::{Backend, Slot};
 use crate::relay::Server;
@@ -15,12 +15,8 @@ use crate::wire::lane::{Front, Lane};
 use crate::wire::reply::{ErrorReply, field};
 use quorate_transport::{StreamKind, encode};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, timeout};
-
-/// How often a lease that is missing at the start of a session is looked for.
-const LEASE_PAUSE: Duration = Duration::from_millis(5);
 
 /// A server that is ready for queries.
 pub struct Attached {
@@ -82,8 +78,8 @@ impl Shared {
         let answer = timeout(ATTACH_DEADLINE, read_answer(&mut server.stream))
             .await
             .unwrap_or_else(|_| Err(Attempt::Again("the server does not answer".to_owned())))?;
-        if let Some(pass) = &mut server.pass {
-            until_leased(pass, until).await?;
+        if let Some(pass) = &server.pass {
+            until_vouched(pass, until).await?;
         }
         slot.set_backend(Some(Backend {
             node: primary.node,
@@ -137,17 +133,13 @@ impl Shared {
     }
 }
 
-async fn until_leased(pass: &mut Pass, until: Instant) -> Result<(), Attempt> {
-    while !pass.may_leave() {
-        if !pass.may_enter() {
-            return Err(Attempt::Again("the gate was closed".to_owned()));
-        }
-        if Instant::now() >= until {
-            return Err(Attempt::Again("the gate has no lease".to_owned()));
-        }
-        tokio::time::sleep(LEASE_PAUSE).await;
+async fn until_vouched(pass: &Pass, until: Instant) -> Result<(), Attempt> {
+    if pass.is_vouched(until).await {
+        return Ok(());
     }
-    Ok(())
+    let why =
+        if pass.may_enter() { "nobody vouches for what the gate lets out" } else { "the gate was closed" };
+    Err(Attempt::Again(why.to_owned()))
 }
 
 /// Reads up to the first ReadyForQuery.

@@ -117,6 +117,7 @@ async fn log_in(shared: &Arc<Shared>, relay: &mut Relay, startup: Startup) -> Re
     relay.down.insert(&out);
     relay.down.put_back(&attached.answer.rest);
     relay.attach(attached.server);
+    relay.unguarded = crate::guard::hides_warnings(&startup.parameters);
     Ok(super::Made { target, parameters: startup.parameters, primary: attached.primary, key, entry, permit })
 }
 

@@ -8,6 +8,9 @@
 //! told to the tracker and will be sent; what is not judged can still be kept, replaced or dropped. So wherever a
 //! session is cut, tracker and receiver agree.
 //!
+//! Where bytes are in the stream that the lane receives is counted from its beginning: [`Lane::judged`] and
+//! [`Lane::received`] say how far it has come. Bytes behind [`Lane::show_until`] are kept out of judgement's sight.
+//!
 //! A lane owns a buffer only while it holds bytes: idle sessions hold none. Buffers come from a pool of the thread.
 
 use super::header::{BadLength, Header, peek};
@@ -51,7 +54,7 @@ pub enum Front {
     Part(usize),
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Lane {
     data: Box<[u8]>,
     sent: usize,
@@ -61,6 +64,25 @@ pub struct Lane {
     left: usize,
     /// Capacity that the message at the front needs.
     wanted: usize,
+    /// Position in the stream of what is to be judged next.
+    position: u64,
+    /// Position in the stream before which bytes are to be judged.
+    shown: u64,
+}
+
+impl Default for Lane {
+    fn default() -> Self {
+        Lane {
+            data: Box::default(),
+            sent: 0,
+            judged: 0,
+            filled: 0,
+            left: 0,
+            wanted: 0,
+            position: 0,
+            shown: u64::MAX,
+        }
+    }
 }
 
 impl Lane {
@@ -80,6 +102,21 @@ impl Lane {
 
     pub fn has_unjudged(&self) -> bool {
         self.judged < self.filled
+    }
+
+    /// How much of the stream has been judged.
+    pub fn judged(&self) -> u64 {
+        self.position
+    }
+
+    /// How much of the stream has been received.
+    pub fn received(&self) -> u64 {
+        self.position + (self.filled - self.judged) as u64
+    }
+
+    /// Only what is before that position in the stream is to be judged.
+    pub fn show_until(&mut self, position: u64) {
+        self.shown = position;
     }
 
     /// Whether everything judged so far ends with a message.
@@ -117,7 +154,8 @@ impl Lane {
     /// Looks at what is to be judged next. `whole` says which tags must be seen whole even when they are large.
     #[inline]
     pub fn front(&mut self, whole: impl Fn(u8) -> bool) -> Result<Front, BadLength> {
-        let available = self.filled - self.judged;
+        let hidden = self.received().saturating_sub(self.shown) as usize;
+        let available = (self.filled - self.judged).saturating_sub(hidden);
         if self.left > 0 {
             return Ok(if available == 0 { Front::Nothing } else { Front::Part(self.left.min(available)) });
         }
@@ -142,6 +180,7 @@ impl Lane {
     #[inline]
     pub fn pass(&mut self, bytes: usize) {
         self.judged += bytes;
+        self.position += bytes as u64;
         self.left = self.left.saturating_sub(bytes);
         self.wanted = 0;
         debug_assert!(self.judged <= self.filled);
@@ -149,6 +188,7 @@ impl Lane {
 
     /// Judges the next `bytes`: they are dropped.
     pub fn remove(&mut self, bytes: usize) {
+        self.position += bytes as u64;
         self.left = self.left.saturating_sub(bytes);
         self.wanted = 0;
         self.data.copy_within(self.judged + bytes..self.filled, self.judged);
@@ -181,6 +221,7 @@ impl Lane {
 
     /// Forgets what is to be judged and what was left of a large message.
     pub fn discard_unjudged(&mut self) {
+        self.position = self.received();
         self.filled = self.judged;
         self.left = 0;
         self.wanted = 0;
@@ -288,6 +329,27 @@ mod tests {
         assert_eq!(lane.front(|t| t == b'Q').unwrap(), Front::Whole(Header { tag: b'Q', total: big.len() }));
         lane.pass(big.len());
         assert_eq!(lane.unsent(), big);
+    }
+
+    #[test]
+    fn what_is_hidden_is_not_judged() {
+        let mut lane = Lane::default();
+        push(&mut lane, &[message(b'A', 0), message(b'B', 0), message(b'D', LANE_BYTES)].concat()[..200]);
+        assert_eq!((lane.judged(), lane.received()), (0, 200));
+        lane.show_until(7);
+        assert_eq!(lane.front(|_| false).unwrap(), Front::Whole(Header { tag: b'A', total: 5 }));
+        lane.pass(5);
+        assert_eq!(lane.front(|_| false).unwrap(), Front::Nothing, "half of it is hidden");
+        lane.show_until(16);
+        lane.remove(5);
+        let Front::Large(header) = lane.front(|_| false).unwrap() else { panic!("large") };
+        lane.begin_large(header);
+        assert_eq!(lane.front(|_| false).unwrap(), Front::Part(6));
+        lane.pass(6);
+        assert_eq!(lane.front(|_| false).unwrap(), Front::Nothing);
+        assert_eq!((lane.judged(), lane.received()), (16, 200));
+        lane.discard_unjudged();
+        assert_eq!((lane.judged(), lane.received()), (200, 200));
     }
 
     #[test]

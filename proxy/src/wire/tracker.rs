@@ -56,6 +56,8 @@ pub struct Tracker {
     bound_commits: bool,
     /// A statement mentioned set_config: its parameters are looked at too.
     watches_binds: bool,
+    /// The transaction block of the last ReadyForQuery has ended since, within a request of several statements.
+    ended_block: bool,
     kept: Kept,
     /// Requests begun, for those who have to tell one from the next.
     requests: u64,
@@ -75,6 +77,7 @@ impl Default for Tracker {
             named_commits: false,
             bound_commits: false,
             watches_binds: false,
+            ended_block: false,
             kept: Kept::default(),
             requests: 0,
         }
@@ -238,6 +241,7 @@ impl Tracker {
         }
         self.status = status;
         self.copy_in = false;
+        self.ended_block = false;
         if status == b'I' && self.answers == 0 {
             self.bound_commits = false;
         }
@@ -278,10 +282,27 @@ impl Tracker {
         self.batch = true;
     }
 
+    /// Whether a CommandComplete or ReadyForQuery, not told to the tracker yet, may tell of a commit. Outside a
+    /// transaction block every statement commits by itself, and so does the end of a batch.
+    pub fn may_tell_of_commit(&self, tag: u8, body: &[u8]) -> bool {
+        let command = body.strip_suffix(b"\0").unwrap_or(body);
+        match tag {
+            b'C' => {
+                let begins = matches!(command, b"BEGIN" | b"START TRANSACTION");
+                let ends = command.starts_with(b"COMMIT") || command == b"PREPARE TRANSACTION";
+                ends || !begins && (!self.in_transaction() || self.ended_block)
+            }
+            b'Z' => body.first() == Some(&b'I') && self.executes,
+            _ => false,
+        }
+    }
+
     /// The body of a CommandComplete.
     #[inline]
     pub fn complete(&mut self, body: &[u8]) {
-        self.kept.complete(body.strip_suffix(b"\0").unwrap_or(body));
+        let command = body.strip_suffix(b"\0").unwrap_or(body);
+        self.ended_block |= matches!(command, b"COMMIT" | b"ROLLBACK" | b"PREPARE TRANSACTION");
+        self.kept.complete(command);
     }
 
     /// A ParameterStatus after startup, its value different from before.

@@ -2,7 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use quorate_model::*;
-use quorate_proxy::{Gate, Gates, Proxy, ProxyConfig, boot_time};
+use quorate_proxy::{Evidence, Gate, Gates, Proxy, ProxyConfig, boot_time};
 use quorate_throttle::Admission;
 use quorate_transport::authority::Authority;
 use quorate_transport::{Identity, Peers};
@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -163,6 +164,16 @@ impl Postgres {
         self.try_admin().await.unwrap()
     }
 
+    /// What commits wait for, from now on in every backend.
+    pub async fn sync_names(&self, names: &str) {
+        let admin = self.admin().await;
+        let alter = format!("alter system set synchronous_standby_names = '{names}'");
+        admin.batch_execute(&alter).await.unwrap();
+        admin.batch_execute("select pg_reload_conf()").await.unwrap();
+        // Backends obey in their own time.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
@@ -179,10 +190,110 @@ impl Postgres {
     }
 }
 
+/// `pg_receivewal`, the smallest synchronous standby there is.
+pub struct Receiver {
+    child: Child,
+    _directory: TempDir,
+}
+
+impl Receiver {
+    /// Starts it, and makes every commit wait for it.
+    pub async fn start(postgres: &Postgres) -> Receiver {
+        let directory = temp();
+        give_to_postgres(directory.path());
+        let child = as_postgres(&bin("pg_receivewal"))
+            .args(["--synchronous", "--no-password", "-U", "quorate", "-h"])
+            .arg(postgres.socket())
+            .arg("-D")
+            .arg(directory.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let receiver = Receiver { child, _directory: directory };
+        let admin = postgres.admin().await;
+        let until = Instant::now() + 20 * SECOND;
+        let sql = "select count(*) from pg_stat_replication where flush_lsn is not null";
+        while number(&admin, sql).await.unwrap() == 0 {
+            assert!(Instant::now() < until, "the receiver streams");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        postgres.sync_names("ANY 1 (pg_receivewal)").await;
+        receiver
+    }
+
+    /// Stops it in its tracks, and returns when it stands still.
+    pub fn stop(&self) {
+        self.signal(rustix::process::Signal::STOP);
+        let path = format!("/proc/{}/stat", self.child.id());
+        let until = Instant::now() + 5 * SECOND;
+        while !std::fs::read_to_string(&path).unwrap().contains(") T ") {
+            assert!(Instant::now() < until, "SIGSTOP takes effect");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    pub fn go_on(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 impl Drop for Postgres {
     fn drop(&mut self) {
         self.signal(rustix::process::Signal::QUIT);
         let _ = self.child.wait();
+    }
+}
+
+/// Stands for the voters of the database: confirms, and knows what is on the quorum.
+#[derive(Default)]
+pub struct Witness {
+    pub confirms: AtomicBool,
+    /// How long a confirmation takes.
+    pub delay_ms: AtomicU64,
+    pub confirmations: AtomicU64,
+    /// Asks this Postgres how far its receiver has flushed, when it is set.
+    pub receiver: tokio::sync::Mutex<Option<Client>>,
+}
+
+#[async_trait::async_trait]
+impl Evidence for Witness {
+    async fn confirm(&self, _: DatabaseId, _: Epoch) -> bool {
+        self.confirmations.fetch_add(1, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(self.delay_ms.load(Ordering::SeqCst))).await;
+        self.confirms.load(Ordering::SeqCst)
+    }
+
+    async fn on_quorum(&self, _: DatabaseId, _: Epoch, lsn: Lsn, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        loop {
+            let sql = format!(
+                "select count(*) from pg_stat_replication where flush_lsn >= '{lsn}' and application_name = 'pg_receivewal'"
+            );
+            let receiver = self.receiver.lock().await;
+            if let Some(client) = &*receiver
+                && number(client, &sql).await.unwrap_or(0) > 0
+            {
+                return true;
+            }
+            drop(receiver);
+            if Instant::now() > until {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 }
 
@@ -196,6 +307,7 @@ pub struct Cluster {
     pub map: watch::Sender<Arc<PartitionMap>>,
     pub database: DatabaseId,
     pub nodes: Vec<Node>,
+    pub witness: Arc<Witness>,
     pub stop: CancellationToken,
     _identities: TempDir,
 }
@@ -252,6 +364,7 @@ impl Cluster {
             listeners.push(listener);
         }
         let stop = CancellationToken::new();
+        let witness = Arc::new(Witness::default());
         let mut nodes = Vec::new();
         for (id, listener) in (1..=2).map(NodeId).zip(listeners) {
             let directory = identities.path().join(id.to_string());
@@ -259,6 +372,7 @@ impl Cluster {
             let peers = Peers::new(Identity::load(id, &directory).unwrap(), addresses.clone());
             tokio::spawn(Arc::clone(&peers).serve(listener, stop.clone()));
             let gates = Gates::new();
+            gates.set_evidence(witness.clone());
             let mut config = ProxyConfig::new(id, "127.0.0.1:0".parse().unwrap());
             config.workers = 1;
             change(&mut config);
@@ -274,7 +388,7 @@ impl Cluster {
             .unwrap();
             nodes.push(Node { gates, peers, proxy });
         }
-        let cluster = Cluster { map, database, nodes, stop, _identities: identities };
+        let cluster = Cluster { map, database, nodes, stop, witness, _identities: identities };
         cluster.change(Change::Stabilize { lineage: None });
         cluster
     }

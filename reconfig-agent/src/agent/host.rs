@@ -7,7 +7,7 @@
 use crate::instance::{Bootstrap, Instance, InstanceError, Process, Progress, Promoted, StopMode};
 use crate::tunnel::{Downstream, DownstreamStatus, Route, Upstreams};
 use quorate_model::{DatabaseId, Epoch, Lsn, Position, ReplicaId};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -92,6 +92,14 @@ pub trait PrimaryTunnels: Send + Sync + 'static {
         allowed: BTreeSet<ReplicaId>,
     );
     async fn cut_all(&self, database: DatabaseId);
+    /// How far each replica has acknowledged the log to the primary here, in the current reign.
+    fn flushes(&self, _database: DatabaseId) -> BTreeMap<ReplicaId, Lsn> {
+        BTreeMap::new()
+    }
+    /// Waits until a replica has acknowledged `lsn`; false when `limit` is over.
+    async fn flushed(&self, _database: DatabaseId, _replica: ReplicaId, _lsn: Lsn, _limit: Duration) -> bool {
+        false
+    }
 }
 
 #[async_trait::async_trait]
@@ -204,5 +212,13 @@ impl PrimaryTunnels for Upstreams {
 
     async fn cut_all(&self, database: DatabaseId) {
         Upstreams::cut_all(self, database).await;
+    }
+
+    fn flushes(&self, database: DatabaseId) -> BTreeMap<ReplicaId, Lsn> {
+        Upstreams::flushes(self, database).into_iter().map(|(replica, flush)| (replica, flush.lsn)).collect()
+    }
+
+    async fn flushed(&self, database: DatabaseId, replica: ReplicaId, lsn: Lsn, limit: Duration) -> bool {
+        Upstreams::flushed(self, database, replica, lsn, limit).await
     }
 }

@@ -1,7 +1,7 @@
 //! What agents say to each other over `Service::Agent`.
 
 use crate::decide::{Failure, Order, Reply};
-use quorate_model::ReplicaReport;
+use quorate_model::{Epoch, ReplicaId, ReplicaReport};
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -14,6 +14,8 @@ pub enum Request {
     Reports,
     /// From every node to the coordinator, at every change and regularly.
     Push(Vec<ReplicaReport>),
+    /// From a primary's node to a voter's: have you not promised a newer reign than this?
+    Confirm { voter: ReplicaId, epoch: Epoch },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -21,4 +23,5 @@ pub enum Response {
     Done,
     Obeyed(Result<Reply, Failure>),
     Reports(Vec<ReplicaReport>),
+    Confirmed(bool),
 }

@@ -7,6 +7,7 @@
 //! **R7.** Until one linearizable read of the map after the start, no keeper runs and no order is obeyed: every
 //! gate and tunnel is closed.
 
+mod evidence;
 mod gate;
 pub mod host;
 mod keeper;
@@ -132,6 +133,7 @@ impl Handler for Agent {
         let response = match decode::<Request>(&body)? {
             Request::Ping => Response::Done,
             Request::Reports => Response::Reports(self.reports()),
+            Request::Confirm { voter, epoch } => Response::Confirmed(self.confirms(voter, epoch)),
             Request::Order(order) => Response::Obeyed(self.obey(order).await),
             Request::Push(reports) => {
                 if let Some(coordinator) = self.0.coordinator.get() {

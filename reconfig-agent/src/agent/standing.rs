@@ -172,9 +172,15 @@ impl Standing {
         Ok(self.validated.replace(reign) != Some(reign))
     }
 
+    /// Whether this replica, as a voter, still supports the primary of that reign: it has promised no newer one and
+    /// is no primary itself. What a grant and a confirmation rest on.
+    pub fn supports(&self, epoch: Epoch) -> bool {
+        self.promise <= epoch && self.leading.is_none()
+    }
+
     /// Whether the primary of `epoch` may release results until `until`, by this node's word; recorded if so.
     pub fn grant(&mut self, epoch: Epoch, until: BootTime) -> bool {
-        if self.promise > epoch || self.leading.is_some() {
+        if !self.supports(epoch) {
             return false;
         }
         self.granted_until = self.granted_until.max(until);
@@ -343,6 +349,7 @@ mod tests {
         assert!(effect.hold_gate);
         assert!(standing.leads(me, epoch(1)).is_err());
         assert!(!standing.grant(epoch(1), 100), "the mutant that grants after its promise");
+        assert!(!standing.supports(epoch(1)), "the mutant that confirms after its promise");
         assert!(standing.follow(me, epoch(1)).is_err());
     }
 
