@@ -1,11 +1,12 @@
 //! What the proxy is told at its start, and the limits it keeps.
 
+use crate::tls::ClientTls;
 use quorate_model::NodeId;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ProxyConfig {
     pub node: NodeId,
     /// The client port.
@@ -17,7 +18,7 @@ pub struct ProxyConfig {
     /// Bytes set aside for requests of clients that wait, on this node.
     pub max_held_bytes: usize,
     /// Without it, TLS is not offered.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
+    pub tls: Option<Arc<ClientTls>>,
 }
 
 impl ProxyConfig {

@@ -27,6 +27,7 @@ mod rpc;
 pub mod scram;
 mod session;
 mod stream;
+mod tls;
 pub mod wire;
 
 pub use config::ProxyConfig;
@@ -34,3 +35,4 @@ pub use gate::{
     BootTime, Commits, Door, Evidence, Gate, Gates, NotOpen, Parked, Pass, Reads, Slot, boot_time,
 };
 pub use listener::Proxy;
+pub use tls::{ALPN, ClientTls, TlsError};

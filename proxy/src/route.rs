@@ -53,8 +53,15 @@ impl RouteError {
     }
 }
 
-/// Finds the database: by `user@server`, by `server.database`, or by a name that is unique.
-pub fn route(map: &PartitionMap, user: &str, asked: &str) -> Result<Target, RouteError> {
+/// The logical server that a host name means: its first label (`acme.db.example.com`), if there is one of that name.
+pub fn server_of_host<'a>(map: &PartitionMap, host: &'a str) -> Option<&'a str> {
+    let (label, _) = host.split_once('.')?;
+    map.server_named(label).map(|_| label)
+}
+
+/// Finds the database: by `user@server`, by `server.database`, by the host name that the client asked for in TLS, or
+/// by a name that is unique.
+pub fn route(map: &PartitionMap, user: &str, asked: &str, host: Option<&str>) -> Result<Target, RouteError> {
     let (user, by_user) = match user.rsplit_once('@') {
         Some((user, server)) => (user, Some(server)),
         None => (user, None),
@@ -78,12 +85,13 @@ pub fn route(map: &PartitionMap, user: &str, asked: &str) -> Result<Target, Rout
             return Err(RouteError::UnknownServer { asked: asked.to_owned(), server: (*server).to_owned() });
         }
     }
-    let database = match (by_user, by_name) {
+    let named = match (by_user, by_name) {
         (Some(a), Some(b)) if a != b => return Err(unknown(Some(a))),
-        (Some(server), _) | (None, Some(server)) => {
-            map.database_named(server, name).ok_or_else(|| unknown(Some(server)))?
-        }
-        (None, None) => {
+        (by_user, by_name) => by_user.or(by_name).or(host),
+    };
+    let database = match named {
+        Some(server) => map.database_named(server, name).ok_or_else(|| unknown(Some(server)))?,
+        None => {
             let mut all = map.databases_called(name);
             match (all.next(), all.next()) {
                 (None, _) => return Err(unknown(None)),
@@ -184,7 +192,7 @@ mod tests {
     fn finds_by_every_form() {
         let map = map();
         let found = |user: &str, name: &str| {
-            route(&map, user, name).map(|t| (t.user, map.full_name(&map.databases[&t.database])))
+            route(&map, user, name, None).map(|t| (t.user, map.full_name(&map.databases[&t.database])))
         };
         assert_eq!(found("u", "only").unwrap(), ("u".into(), "acme.only".into()));
         assert_eq!(found("u@beta", "app").unwrap(), ("u".into(), "beta.app".into()));
@@ -197,6 +205,19 @@ mod tests {
         assert!(matches!(found("u", "nothing"), Err(RouteError::Unknown { server: None, .. })));
         assert!(matches!(found("quorate@acme", "app"), Err(RouteError::Reserved(_))));
         assert_eq!(found("u", "nothing").unwrap_err().reply().code, "3D000");
+        let by_host = |host: &str, user: &str, name: &str| {
+            let target = route(&map, user, name, server_of_host(&map, host))?;
+            Ok::<_, RouteError>(map.full_name(&map.databases[&target.database]))
+        };
+        assert_eq!(by_host("beta.db.example.com", "u", "app").unwrap(), "beta.app");
+        assert_eq!(
+            by_host("beta.db.example.com", "u@acme", "app").unwrap(),
+            "acme.app",
+            "the user's word counts"
+        );
+        assert_eq!(by_host("node1.example.com", "u", "only").unwrap(), "acme.only", "no server, so no word");
+        assert!(matches!(by_host("beta.db.example.com", "u", "only"), Err(RouteError::Unknown { .. })));
+        assert!(matches!(by_host("beta", "u", "app"), Err(RouteError::Ambiguous { .. })));
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub enum Question {
     /// What a login role of that database is checked against.
     Role { database: DatabaseId, role: String },
     /// A client asked another node to cancel a session that entered here.
-    Cancel { pid: i32, secret: u32 },
+    Cancel { pid: i32, secret: Vec<u8> },
     /// Cancel what a backend here is doing.
     CancelBackend { database: DatabaseId, pid: i32, secret: u32 },
 }
@@ -41,7 +41,7 @@ impl Handler for ProxyService {
         let reply = match decode(&body)? {
             Question::Role { database, role } => role_record(&self.gates, database, &role).await,
             Question::Cancel { pid, secret } => {
-                self.cancels.cancel_here(pid, secret).await;
+                self.cancels.cancel_here(pid, &secret).await;
                 Reply::Done
             }
             Question::CancelBackend { database, pid, secret } => {

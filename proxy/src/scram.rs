@@ -1,4 +1,5 @@
-//! SCRAM-SHA-256 (RFC 5802, RFC 7677), the server's side, against the verifier that the database itself holds.
+//! SCRAM-SHA-256 and SCRAM-SHA-256-PLUS (RFC 5802, RFC 7677; the channel binding is `tls-server-end-point` of RFC 5929),
+//! the server's side, against the verifier that the database itself holds.
 //!
 //! The server needs no password and no PBKDF2: the verifier holds what both can be checked with. Pure: the nonce is
 //! an argument. For a role that does not exist the exchange is the same, with a salt made from a secret that clients do
@@ -10,6 +11,8 @@ use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
 
 pub const MECHANISM: &[u8] = b"SCRAM-SHA-256";
+pub const MECHANISM_PLUS: &[u8] = b"SCRAM-SHA-256-PLUS";
+const BINDING: &str = "p=tls-server-end-point";
 const DEFAULT_ITERATIONS: u32 = 4096;
 const MOCK_SALT_BYTES: usize = 16;
 
@@ -43,6 +46,11 @@ pub enum ScramError {
     Malformed,
     #[error("client requires SCRAM channel binding, but it is not supported")]
     ChannelBinding,
+    /// The client thinks that this server has no channel binding, but it was offered: somebody has taken it out.
+    #[error("SCRAM channel binding negotiation error")]
+    Downgraded,
+    #[error("SCRAM channel binding check failed")]
+    OtherChannel,
     #[error("password authentication failed")]
     WrongPassword,
 }
@@ -90,11 +98,23 @@ impl Verifier {
     }
 }
 
+/// What the channel of a login can be bound to, and whether the client chose to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Channel<'a> {
+    /// There is nothing to bind to: PLUS was not offered.
+    Unbound,
+    /// PLUS was offered, the client chose the other mechanism.
+    Declined,
+    /// The client chose PLUS; this is the end point that it must have seen.
+    Bound(&'a [u8]),
+}
+
 /// An exchange between the client's two messages.
 #[derive(Debug)]
 pub struct Exchange {
     verifier: Verifier,
-    gs2_header: Vec<u8>,
+    /// What the client's `c=` must say: its header, and the end point if it is bound.
+    binding: Vec<u8>,
     client_first_bare: String,
     server_first: String,
     nonce: String,
@@ -106,17 +126,20 @@ impl Exchange {
         verifier: Verifier,
         client_first: &[u8],
         nonce: &str,
+        channel: Channel<'_>,
     ) -> Result<(Exchange, String), ScramError> {
         let text = std::str::from_utf8(client_first).map_err(|_| ScramError::Malformed)?;
         let mut parts = text.splitn(3, ',');
         let (Some(binding), Some(authzid), Some(bare)) = (parts.next(), parts.next(), parts.next()) else {
             return Err(ScramError::Malformed);
         };
-        match binding {
-            "n" | "y" => {}
+        let end_point = match (binding, channel) {
+            ("n", Channel::Unbound | Channel::Declined) | ("y", Channel::Unbound) => &[][..],
+            ("y", Channel::Declined) => return Err(ScramError::Downgraded),
+            (BINDING, Channel::Bound(end_point)) => end_point,
             _ if binding.starts_with("p=") => return Err(ScramError::ChannelBinding),
             _ => return Err(ScramError::Malformed),
-        }
+        };
         if !authzid.is_empty() {
             return Err(ScramError::Malformed);
         }
@@ -130,7 +153,7 @@ impl Exchange {
             format!("r={nonce},s={},i={}", STANDARD.encode(&verifier.salt), verifier.iterations);
         let exchange = Exchange {
             verifier,
-            gs2_header: format!("{binding},,").into_bytes(),
+            binding: [format!("{binding},,").as_bytes(), end_point].concat(),
             client_first_bare: bare.to_owned(),
             server_first: server_first.clone(),
             nonce,
@@ -145,8 +168,11 @@ impl Exchange {
         let mut attributes = without_proof.split(',');
         let binding = attributes.next().and_then(|a| a.strip_prefix("c=")).ok_or(ScramError::Malformed)?;
         let nonce = attributes.next().and_then(|a| a.strip_prefix("r=")).ok_or(ScramError::Malformed)?;
-        if STANDARD.decode(binding).ok().as_deref() != Some(&self.gs2_header[..]) || nonce != self.nonce {
+        if nonce != self.nonce {
             return Err(ScramError::Malformed);
+        }
+        if STANDARD.decode(binding).map_err(|_| ScramError::Malformed)? != self.binding {
+            return Err(ScramError::OtherChannel);
         }
         let proof: Key =
             STANDARD.decode(proof).ok().and_then(|p| p.try_into().ok()).ok_or(ScramError::Malformed)?;
@@ -170,8 +196,17 @@ mod tests {
     use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 
     fn login(verifier: Verifier, password: &str) -> Result<(), ScramError> {
-        let mut client = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
-        let (exchange, first) = Exchange::begin(verifier, client.message(), "serverNonce")?;
+        login_by(verifier, password, ChannelBinding::unsupported(), Channel::Unbound)
+    }
+
+    fn login_by(
+        verifier: Verifier,
+        password: &str,
+        binding: ChannelBinding,
+        channel: Channel<'_>,
+    ) -> Result<(), ScramError> {
+        let mut client = ScramSha256::new(password.as_bytes(), binding);
+        let (exchange, first) = Exchange::begin(verifier, client.message(), "serverNonce", channel)?;
         client.update(first.as_bytes()).unwrap();
         let last = exchange.finish(client.message())?;
         client.finish(last.as_bytes()).unwrap();
@@ -186,6 +221,21 @@ mod tests {
     }
 
     #[test]
+    fn a_bound_channel_must_be_the_one_that_the_client_sees() {
+        let stored = || Verifier::parse(&verifier("secret")).unwrap();
+        let seen = || ChannelBinding::tls_server_end_point(b"certificate".to_vec());
+        let by = |binding, channel| login_by(stored(), "secret", binding, channel);
+        assert_eq!(by(seen(), Channel::Bound(b"certificate")), Ok(()));
+        assert_eq!(by(seen(), Channel::Bound(b"another")), Err(ScramError::OtherChannel));
+        assert_eq!(by(seen(), Channel::Declined), Err(ScramError::ChannelBinding));
+        assert_eq!(by(ChannelBinding::unsupported(), Channel::Declined), Ok(()));
+        assert_eq!(by(ChannelBinding::unsupported(), Channel::Bound(b"x")), Err(ScramError::Malformed));
+        // The client could, and was not offered it: fine without, a downgrade with.
+        assert_eq!(by(ChannelBinding::unrequested(), Channel::Unbound), Ok(()));
+        assert_eq!(by(ChannelBinding::unrequested(), Channel::Declined), Err(ScramError::Downgraded));
+    }
+
+    #[test]
     fn a_mock_is_stable_and_fits_nothing() {
         let mock = Verifier::mock(b"k", "nobody");
         assert_eq!(mock, Verifier::mock(b"k", "nobody"));
@@ -197,10 +247,10 @@ mod tests {
     fn malformed_messages_are_refused() {
         let stored = || Verifier::parse(&verifier("x")).unwrap();
         for first in ["", "n", "n,,", "n,,n=", "z,,n=,r=a", "n,a=b,n=,r=a", "p=tls-unique,,n=,r=a"] {
-            assert!(Exchange::begin(stored(), first.as_bytes(), "s").is_err(), "{first}");
+            assert!(Exchange::begin(stored(), first.as_bytes(), "s", Channel::Unbound).is_err(), "{first}");
         }
-        for last in ["", "c=biws,r=as", "c=biws,r=other,p=AAAA", "c=eSws,r=as,p=AAAA", "c=biws,r=as,p=AAAA"] {
-            let (exchange, _) = Exchange::begin(stored(), b"n,,n=,r=a", "s").unwrap();
+        for last in ["", "c=biws,r=as", "c=biws,r=other,p=AAAA", "c=biws,r=as,p=AAAA"] {
+            let (exchange, _) = Exchange::begin(stored(), b"n,,n=,r=a", "s", Channel::Unbound).unwrap();
             assert_eq!(exchange.finish(last.as_bytes()), Err(ScramError::Malformed), "{last}");
         }
         assert_eq!(Verifier::parse("md5abc"), None);

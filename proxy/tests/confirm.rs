@@ -87,6 +87,8 @@ async fn a_primary_that_nobody_confirms_releases_nothing() {
         assert!(!asking.is_finished());
         cluster.gate(1).close("its Postgres died");
         cluster.elect();
+        // The old gate's last word, that the request was never delivered, is on its way.
+        pause().await;
         cluster.promote(2);
         cluster.open(2, &second);
         assert_eq!(soon(asking).await.unwrap().unwrap(), 7);

@@ -147,6 +147,120 @@ async fn a_login_waits_until_the_gate_opens_and_not_for_ever() {
     }
 }
 
+/// Protocol 3.2, and what is newer than what is spoken.
+#[tokio::test(flavor = "multi_thread")]
+async fn versions_are_negotiated_and_long_keys_cancel() {
+    use common::raw::{RawClient, startup};
+    use quorate_proxy::wire::startup::cancel_request;
+    use tokio::io::AsyncWriteExt;
+    let postgres = Postgres::start().await;
+    let cluster = Cluster::start().await;
+    cluster.open(1, &postgres);
+    let options = [("_pq_.unheard_of", "x")];
+    for (minor, options, negotiated, bytes) in
+        [(0, &[][..], None, 4), (2, &[][..], None, 32), (9, &[][..], Some(2), 32), (0, &options, Some(0), 4)]
+    {
+        let mut client = RawClient::connect(&cluster, 1).await;
+        let before = client.authenticate(&startup(minor, options)).await;
+        let version = before.first().map(|(tag, body)| {
+            assert_eq!(*tag, b'v');
+            assert_eq!(body[7] > 0, !options.is_empty(), "options that are not known are named");
+            body[3]
+        });
+        assert_eq!(version, negotiated, "asked for 3.{minor}");
+        let answer = client.messages_until_ready().await;
+        let (_, key) = answer.iter().find(|(tag, _)| *tag == b'K').unwrap();
+        let (pid, secret) = key.split_first_chunk::<4>().unwrap();
+        assert_eq!(secret.len(), bytes);
+        let cancel = async |secret: &[u8]| {
+            let mut other = RawClient::connect(&cluster, 2).await;
+            other.0.write_all(&cancel_request(i32::from_be_bytes(*pid), secret)).await.unwrap();
+            assert_eq!(other.rest().await, b"");
+        };
+        client.send(b'Q', b"select pg_sleep(1)\0").await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        // The right beginning is not enough, nor is one that is too long.
+        let mut wrong = secret.to_vec();
+        wrong[bytes - 1] ^= 1;
+        cancel(&wrong).await;
+        cancel(&[secret, &[0]].concat()).await;
+        assert!(!client.until_ready().await.windows(5).any(|w| w == b"57014"));
+        client.send(b'Q', b"select pg_sleep(60)\0").await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        cancel(secret).await;
+        assert!(client.until_ready().await.windows(5).any(|w| w == b"57014"));
+    }
+}
+
+/// TLS without asking first, and routing by the host name in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn direct_tls_needs_its_protocol_named() {
+    use common::raw::{RawClient, startup};
+    use quorate_transport::authority::Authority;
+    use rustls_pki_types::ServerName;
+    use rustls_pki_types::pem::PemObject;
+    let postgres = Postgres::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::create(&directory.path().join("ca")).unwrap();
+    authority.issue(quorate_model::NodeId(1), directory.path()).unwrap();
+    let file = |name: &str| directory.path().join(name);
+    let tls = quorate_proxy::ClientTls::load(&file("node.pem"), &file("node.key")).unwrap();
+    let cluster = Cluster::with(|c| c.tls = Some(std::sync::Arc::clone(&tls))).await;
+    cluster.open(1, &postgres);
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in rustls_pki_types::CertificateDer::pem_file_iter(file("ca.pem")).unwrap() {
+        roots.add(certificate.unwrap()).unwrap();
+    }
+    let connect = async |alpn: &[&[u8]]| {
+        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots.clone())
+            .with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+        let tcp = tokio::net::TcpStream::connect(cluster.nodes[0].proxy.address()).await.unwrap();
+        let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+        connector.connect(ServerName::try_from("n1.quorate").unwrap(), tcp).await
+    };
+    let mut client = RawClient(connect(&[b"postgresql"]).await.unwrap());
+    client.authenticate(&startup(2, &[])).await;
+    client.until_ready().await;
+    client.send(b'Q', b"select 40 + 2\0").await;
+    assert!(client.until_ready().await.windows(2).any(|w| w == b"42"));
+    // Another protocol is refused by TLS, and none at all by the proxy.
+    assert!(connect(&[b"http/1.1"]).await.is_err());
+    let mut nameless = connect(&[]).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut nameless, &startup(0, &[])).await.unwrap();
+    let mut rest = Vec::new();
+    let _ = soon(tokio::io::AsyncReadExt::read_to_end(&mut nameless, &mut rest)).await;
+    assert_eq!(rest, b"");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_offered_is_refused_with_a_reason() {
+    use common::raw::{RawClient, startup};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let postgres = Postgres::start().await;
+    let cluster = Cluster::start().await;
+    cluster.open(1, &postgres);
+    // GSSAPI, then TLS, then in plain words: on one connection.
+    let mut client = RawClient::connect(&cluster, 1).await;
+    for code in [80_877_104u32, 80_877_103] {
+        let request = [&8u32.to_be_bytes()[..], &code.to_be_bytes()].concat();
+        client.0.write_all(&request).await.unwrap();
+        assert_eq!(soon(client.0.read_u8()).await.unwrap(), b'N');
+    }
+    client.authenticate(&startup(0, &[])).await;
+    client.until_ready().await;
+    for value in ["true", "database", "1"] {
+        let mut client = RawClient::connect(&cluster, 1).await;
+        client.0.write_all(&startup(0, &[("replication", value)])).await.unwrap();
+        let told = String::from_utf8_lossy(&client.rest().await).into_owned();
+        assert!(told.contains("0A000") && told.contains("replication"), "{told}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_node_says_so() {
     let postgres = Postgres::start().await;
@@ -202,23 +316,24 @@ async fn statements_that_weaken_commits_are_refused_in_their_place() {
 #[tokio::test(flavor = "multi_thread")]
 async fn psql_connects_with_and_without_tls() {
     use quorate_transport::authority::Authority;
-    use rustls_pki_types::pem::PemObject;
-    use rustls_pki_types::{CertificateDer, PrivateKeyDer};
     let postgres = Postgres::start().await;
     let directory = tempfile::tempdir().unwrap();
     let authority = Authority::create(&directory.path().join("ca")).unwrap();
     authority.issue(quorate_model::NodeId(1), directory.path()).unwrap();
-    let chain = CertificateDer::pem_file_iter(directory.path().join("node.pem")).unwrap().flatten().collect();
-    let key = PrivateKeyDer::from_pem_file(directory.path().join("node.key")).unwrap();
-    let tls = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap();
-    let tls = std::sync::Arc::new(tls);
+    let file = |name: &str| directory.path().join(name);
+    let tls = quorate_proxy::ClientTls::load(&file("node.pem"), &file("node.key")).unwrap();
     let plain = Cluster::start().await;
     let secure = Cluster::with(|c| c.tls = Some(std::sync::Arc::clone(&tls))).await;
     plain.open(1, &postgres);
     secure.open(1, &postgres);
-    for (cluster, mode, node) in [(&plain, "prefer", 1), (&secure, "require", 1), (&secure, "require", 2)] {
+    for (cluster, options, node) in [
+        (&plain, "sslmode=prefer", 1),
+        (&secure, "sslmode=require&channel_binding=disable", 1),
+        // SCRAM-SHA-256-PLUS.
+        (&secure, "sslmode=require&channel_binding=require", 2),
+    ] {
         let port = cluster.nodes[node - 1].proxy.address().port();
-        let url = format!("postgresql://demo@127.0.0.1:{port}/app?sslmode={mode}");
+        let url = format!("postgresql://demo@127.0.0.1:{port}/app?{options}");
         let script = "select repeat('z', 200000);\nselect 'ssl', 40 + 2;\n\\copy (select generate_series(1, 3)) to stdout\n";
         let output = tokio::task::spawn_blocking(move || {
             let mut psql = std::process::Command::new(bin("psql"))

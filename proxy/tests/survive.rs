@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::raw::RawClient;
 use common::*;
 use quorate_model::GateReport;
 use std::time::{Duration, Instant};
@@ -328,57 +329,4 @@ async fn malformed_streams_end_with_a_reason() {
     }
     let answer = raw.until_ready().await;
     assert!(answer.windows(8).any(|w| w == b"SELECT 1"));
-}
-
-/// A client that sees every byte.
-struct RawClient(tokio::net::TcpStream);
-
-impl RawClient {
-    async fn log_in(cluster: &Cluster, node: usize) -> RawClient {
-        use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
-        use tokio::io::AsyncWriteExt;
-        let mut raw =
-            RawClient(tokio::net::TcpStream::connect(cluster.nodes[node - 1].proxy.address()).await.unwrap());
-        let startup = quorate_proxy::wire::startup::startup_message("demo", "app", &[]);
-        raw.0.write_all(&startup).await.unwrap();
-        let mut scram = ScramSha256::new(b"demo", ChannelBinding::unsupported());
-        raw.message().await;
-        let first = scram.message();
-        let body = [b"SCRAM-SHA-256\0", &(first.len() as u32).to_be_bytes()[..], first].concat();
-        raw.send(b'p', &body).await;
-        let (_, body) = raw.message().await;
-        scram.update(&body[4..]).unwrap();
-        let last = scram.message().to_vec();
-        raw.send(b'p', &last).await;
-        raw.until_ready().await;
-        raw
-    }
-
-    async fn send(&mut self, tag: u8, body: &[u8]) {
-        use tokio::io::AsyncWriteExt;
-        let message = [&[tag][..], &(body.len() as u32 + 4).to_be_bytes(), body].concat();
-        self.0.write_all(&message).await.unwrap();
-    }
-
-    async fn message(&mut self) -> (u8, Vec<u8>) {
-        use tokio::io::AsyncReadExt;
-        soon(async {
-            let tag = self.0.read_u8().await.unwrap();
-            let mut body = vec![0; self.0.read_u32().await.unwrap() as usize - 4];
-            self.0.read_exact(&mut body).await.unwrap();
-            (tag, body)
-        })
-        .await
-    }
-
-    async fn until_ready(&mut self) -> Vec<u8> {
-        let mut all = Vec::new();
-        loop {
-            let (tag, body) = self.message().await;
-            all.extend_from_slice(&body);
-            if tag == b'Z' {
-                return all;
-            }
-        }
-    }
 }

@@ -5,6 +5,7 @@ use super::context::AdminContext;
 use super::session::Handlers;
 use pgwire::api::ConnectionManager;
 use pgwire::tokio::process_socket;
+use quorate_proxy::ClientTls;
 use socket2::{SockRef, TcpKeepalive};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +33,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct AdminServer {
     context: Arc<dyn AdminContext>,
     operator: Arc<Operator>,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Arc<ClientTls>>,
     connections: Arc<ConnectionManager>,
     places: Arc<Semaphore>,
     refusals: Arc<Semaphore>,
@@ -40,15 +41,11 @@ pub struct AdminServer {
 
 impl AdminServer {
     /// With `tls`, clients that ask for it get it; nobody has to.
-    pub fn new(
-        context: Arc<dyn AdminContext>,
-        operator: Operator,
-        tls: Option<Arc<rustls::ServerConfig>>,
-    ) -> Arc<Self> {
+    pub fn new(context: Arc<dyn AdminContext>, operator: Operator, tls: Option<Arc<ClientTls>>) -> Arc<Self> {
         Arc::new(AdminServer {
             context,
             operator: Arc::new(operator),
-            tls: tls.map(TlsAcceptor::from),
+            tls,
             connections: Arc::new(ConnectionManager::new()),
             places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
@@ -95,9 +92,14 @@ impl AdminServer {
             () = stop.cancelled() => {}
             () = unknown_for_too_long(proved) => {}
             // Errors here are the network's; the client has gone.
-            _ = process_socket(stream, self.tls.clone(), handlers) => {}
+            _ = process_socket(stream, self.tls.as_ref().map(acceptor), handlers) => {}
         }
     }
+}
+
+/// With the certificate of now: it may have been renewed.
+fn acceptor(tls: &Arc<ClientTls>) -> TlsAcceptor {
+    TlsAcceptor::from(tls.config())
 }
 
 /// Ends when the login limit has passed without a login; never after one.

@@ -15,7 +15,7 @@ pub use run::run;
 
 use quorate_model::{NodeId, NodeRecord};
 use quorate_partition_map::{MapConfig, MapHandle};
-use quorate_proxy::{Gates, Proxy, ProxyConfig};
+use quorate_proxy::{ClientTls, Gates, Proxy, ProxyConfig};
 use quorate_reconfig_agent::agent::{Agent, HostConfig, PostgresHost};
 use quorate_reconfig_agent::decide::Timers;
 use quorate_reconfig_agent::instance::{Limits, OsUser, Postgres};
@@ -54,7 +54,7 @@ pub struct Plan {
     pub max_sessions_node: u32,
     pub max_sessions_server: u32,
     pub workers: usize,
-    pub client_tls: Option<Arc<rustls::ServerConfig>>,
+    pub client_tls: Option<Arc<ClientTls>>,
 }
 
 /// A running node.

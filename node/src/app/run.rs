@@ -7,10 +7,9 @@ use crate::http::{self, Health};
 use crate::telemetry;
 use anyhow::Context;
 use quorate_model::{NodeId, NodeRecord};
+use quorate_proxy::ClientTls;
 use quorate_reconfig_agent::decide::Timers;
 use quorate_reconfig_agent::instance::Limits;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -76,18 +75,8 @@ fn read_secret(path: &Path) -> anyhow::Result<String> {
 }
 
 /// Clients are offered TLS with the node's certificate; it need not know who they are.
-fn client_tls(directory: &Path) -> anyhow::Result<Arc<rustls::ServerConfig>> {
-    let certificates =
-        CertificateDer::pem_file_iter(directory.join("node.pem"))?.collect::<Result<Vec<_>, _>>()?;
-    let key = PrivateKeyDer::from_pem_file(directory.join("node.key"))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(certificates, key)?;
-    // Clients that begin with TLS at once name the protocol (PostgreSQL documentation, "SSL Session Encryption").
-    config.alpn_protocols = vec![b"postgresql".to_vec()];
-    Ok(Arc::new(config))
+fn client_tls(directory: &Path) -> anyhow::Result<Arc<ClientTls>> {
+    Ok(ClientTls::load(&directory.join("node.pem"), &directory.join("node.key"))?)
 }
 
 fn plan(config: &Config) -> anyhow::Result<Plan> {

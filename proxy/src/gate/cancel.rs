@@ -53,7 +53,7 @@ impl Gate {
 
 async fn send(socket: &std::path::Path, pid: i32, secret: u32) -> std::io::Result<()> {
     let mut stream = UnixStream::connect(socket).await?;
-    stream.write_all(&cancel_request(pid, secret)).await?;
+    stream.write_all(&cancel_request(pid, &secret.to_be_bytes())).await?;
     // Postgres closes when it has passed the signal on.
     stream.read_to_end(&mut Vec::new()).await?;
     Ok(())

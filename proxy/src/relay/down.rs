@@ -68,7 +68,11 @@ impl Relay {
                     {
                         return step;
                     }
-                    return Step::Event(Event::ServerLost("the server closed the connection".to_owned()));
+                    return Step::Event(if self.client_ended {
+                        Event::ClientClosed
+                    } else {
+                        Event::ServerLost("the server closed the connection".to_owned())
+                    });
                 }
                 Poll::Pending => return step,
             }

@@ -79,11 +79,13 @@ pub struct Server {
     deaf: bool,
     /// Bytes were written and not flushed.
     dirty: bool,
+    /// It was told that nothing more comes.
+    told_end: bool,
 }
 
 impl Server {
     pub fn local(stream: Stream, pass: Pass, socket: PathBuf) -> Self {
-        Server { stream, pass: Some(pass), socket, egress: Egress::default(), deaf: false, dirty: false }
+        Server { pass: Some(pass), socket, ..Server::remote(stream) }
     }
 
     pub fn remote(stream: Stream) -> Self {
@@ -94,6 +96,7 @@ impl Server {
             egress: Egress::default(),
             deaf: false,
             dirty: false,
+            told_end: false,
         }
     }
 }
@@ -147,6 +150,8 @@ pub struct Relay {
     client_dirty: bool,
     /// The message at the front of `down` waits for evidence of a commit.
     holds_end: bool,
+    /// The client sends nothing more: it said goodbye or closed its side. It may still listen.
+    client_ended: bool,
     stop_up: Option<Event>,
     stop_down: Option<Event>,
 }
@@ -183,6 +188,7 @@ impl Relay {
             dropping_down: false,
             client_dirty: false,
             holds_end: false,
+            client_ended: false,
             stop_up: None,
             stop_down: None,
         }

@@ -41,15 +41,35 @@ impl Relay {
                     }
                 }
             }
+            if self.client_ended {
+                let waits =
+                    self.up.has_unjudged() && !matches!(self.up.front(is_read_whole), Ok(Front::Nothing));
+                return if waits || self.is_told_end(cx) { step } else { Step::Event(Event::ClientClosed) };
+            }
             if !self.up.has_space() || self.tracker.is_overfull() {
                 return step;
             }
             match poll_fill(&mut self.client, &mut self.up, cx) {
                 Poll::Ready(Ok(n)) if n > 0 => step = Step::Moved,
-                Poll::Ready(_) => return Step::Event(Event::ClientClosed),
+                // What it asked for before is still answered, as Postgres does.
+                Poll::Ready(Ok(_)) => self.client_ended = true,
+                Poll::Ready(Err(_)) => return Step::Event(Event::ClientClosed),
                 Poll::Pending => return step,
             }
         }
+    }
+
+    /// Tells the server that nothing more comes; its last words, and its end, are waited for. False: there is none.
+    fn is_told_end(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(server) = &mut self.server else { return false };
+        if !server.told_end && !server.deaf {
+            match Pin::new(&mut server.stream).poll_shutdown(cx) {
+                Poll::Ready(Ok(())) => server.told_end = true,
+                Poll::Ready(Err(_)) => server.deaf = true,
+                Poll::Pending => {}
+            }
+        }
+        true
     }
 
     /// Ready: nothing is left to be written.
@@ -187,7 +207,7 @@ impl Relay {
         self.up.pass(header.total);
         self.sent_up += header.total as u64;
         if header.tag == b'X' {
-            self.stop_up = Some(Event::ClientClosed);
+            self.client_ended = true;
             return false;
         }
         true

@@ -1,10 +1,12 @@
-//! The packets before a session: encryption asked for, a cancel request, or who the client is.
+//! The packets before a session: encryption asked for or begun, a cancel request, or who the client is.
 
 use super::shared::Shared;
 use crate::config::{FAREWELL_DEADLINE, LINGER, LOGIN_DEADLINE, MAX_STARTUP_PACKETS};
 use crate::stream::Stream;
+use crate::tls::ALPN;
 use crate::wire::reply::ErrorReply;
 use crate::wire::startup::{BadStartup, Packet, Startup, body_length, parse};
+use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -13,9 +15,39 @@ use tokio_rustls::TlsAcceptor;
 /// What a client that goes on sending after its session ended may send before it is cut off.
 const MAX_LINGER_BYTES: u64 = 1024 * 1024;
 
+/// The first byte of a TLS handshake. A startup packet never begins with it: it would be too long.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// A client that said what it wants.
+pub struct Greeting {
+    pub stream: Stream,
+    pub startup: Startup,
+    pub channel: Channel,
+}
+
+/// What a client has of TLS.
+#[derive(Debug, Default)]
+pub struct Channel {
+    encrypted: bool,
+    /// What a login can be bound to.
+    pub end_point: Option<Vec<u8>>,
+    /// The host name that the client asked for.
+    pub host: Option<String>,
+}
+
 /// Reads what a client wants. None: there is nothing more to do for it.
-pub async fn greet(shared: &Shared, tcp: TcpStream) -> Option<(Stream, Startup)> {
+pub async fn greet(shared: &Shared, tcp: TcpStream) -> Option<Greeting> {
+    let mut channel = Channel::default();
     let mut stream = Stream::Tcp(tcp);
+    if begins_with_tls(&stream).await {
+        stream = take_tls(shared, stream, &mut channel).await?;
+        let Stream::Tls(tls) = &stream else { return None };
+        // Without it, what is not meant for a database could be carried to one (ALPACA).
+        if tls.get_ref().1.alpn_protocol() != Some(ALPN) {
+            tracing::debug!("a client began with TLS and did not name the protocol");
+            return None;
+        }
+    }
     for _ in 0..MAX_STARTUP_PACKETS {
         let packet = match timeout(LOGIN_DEADLINE, read_packet(&mut stream)).await {
             Ok(Ok(Some(packet))) => packet,
@@ -30,13 +62,18 @@ pub async fn greet(shared: &Shared, tcp: TcpStream) -> Option<(Stream, Startup)>
             }
         };
         match packet {
-            Packet::Startup(startup) => return Some((stream, startup)),
+            Packet::Startup(startup) => return Some(Greeting { stream, startup, channel }),
             Packet::Cancel { pid, secret } => {
-                shared.cancels.cancel(pid, secret).await;
+                shared.cancels.cancel(pid, &secret).await;
                 return None;
             }
-            Packet::GssEnc => stream.write_all(b"N").await.ok()?,
-            Packet::Ssl => stream = offer_tls(shared, stream).await?,
+            Packet::GssEnc => refuse(&mut stream).await?,
+            Packet::Ssl if !channel.encrypted && shared.config.tls.is_some() => {
+                stream.write_all(b"S").await.ok()?;
+                // Nothing was read beyond the request: what comes now is TLS.
+                stream = take_tls(shared, stream, &mut channel).await?;
+            }
+            Packet::Ssl => refuse(&mut stream).await?,
         }
     }
     let error = ErrorReply::fatal("08P01", "too many packets before the startup packet");
@@ -57,25 +94,36 @@ async fn read_packet(stream: &mut Stream) -> Result<Option<Packet>, BadStartup> 
     parse(&body).map(Some)
 }
 
-async fn offer_tls(shared: &Shared, stream: Stream) -> Option<Stream> {
-    match (stream, &shared.config.tls) {
-        (Stream::Tcp(mut tcp), Some(config)) => {
-            tcp.write_all(b"S").await.ok()?;
-            // Nothing was read beyond the request: what comes now is TLS.
-            let accepting = TlsAcceptor::from(config.clone()).accept(tcp);
-            match timeout(LOGIN_DEADLINE, accepting).await {
-                Ok(Ok(tls)) => Some(Stream::Tls(Box::new(tls))),
-                Ok(Err(error)) => {
-                    tracing::debug!(%error, "a client's TLS handshake failed");
-                    None
-                }
-                Err(_) => None,
-            }
+async fn refuse(stream: &mut Stream) -> Option<()> {
+    stream.write_all(b"N").await.ok()?;
+    stream.flush().await.ok()
+}
+
+/// Whether a client begins with a TLS handshake, without asking first.
+async fn begins_with_tls(stream: &Stream) -> bool {
+    let Stream::Tcp(tcp) = stream else { return false };
+    let mut first = [0];
+    matches!(timeout(LOGIN_DEADLINE, tcp.peek(&mut first)).await, Ok(Ok(1)) if first[0] == TLS_HANDSHAKE)
+}
+
+async fn take_tls(shared: &Shared, stream: Stream, channel: &mut Channel) -> Option<Stream> {
+    let (Stream::Tcp(tcp), Some(tls)) = (stream, &shared.config.tls) else { return None };
+    let served = tls.current();
+    let accepting = TlsAcceptor::from(Arc::clone(&served.config)).accept(tcp);
+    match timeout(LOGIN_DEADLINE, accepting).await {
+        Ok(Ok(tls)) => {
+            *channel = Channel {
+                encrypted: true,
+                end_point: served.end_point.clone(),
+                host: tls.get_ref().1.server_name().map(str::to_owned),
+            };
+            Some(Stream::Tls(Box::new(tls)))
         }
-        (mut stream, _) => {
-            stream.write_all(b"N").await.ok()?;
-            Some(stream)
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a client's TLS handshake failed");
+            None
         }
+        Err(_) => None,
     }
 }
 

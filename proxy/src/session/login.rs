@@ -2,22 +2,22 @@
 
 use super::Session;
 use super::follow::{Denied, Follow};
-use super::hello::{end, greet};
+use super::hello::{self, Greeting, end, greet};
 use super::shared::Shared;
 use crate::config::{CALL_DEADLINE, LOGIN_DEADLINE, MAX_SASL_BYTES};
 use crate::gate::control::RoleRecord;
 use crate::gate::slot::Slot;
 use crate::relay::{Relay, Role, down};
-use crate::route::{Target, place, route};
+use crate::route::{Target, place, route, server_of_host};
 use crate::rpc::{Question, Reply, role_record};
-use crate::scram::{Exchange, MECHANISM, ScramError, Verifier};
+use crate::scram::{Channel, Exchange, MECHANISM, MECHANISM_PLUS, ScramError, Verifier};
 use crate::stream::Stream;
 use crate::wire::header::{HEADER_BYTES, c_string};
 use crate::wire::reply::{
     AUTHENTICATION_OK, ErrorReply, authentication, backend_key, negotiate_version, parameter_status,
     ready_for_query,
 };
-use crate::wire::startup::Startup;
+use crate::wire::startup::{NEWEST_MINOR, Startup};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use quorate_transport::{Service, decode, encode};
@@ -62,12 +62,12 @@ impl From<std::io::Error> for Refusal {
 
 /// Serves one connection from its first byte to its last. `login` is its place among those that log in.
 pub async fn serve(shared: Arc<Shared>, tcp: TcpStream, login: OwnedSemaphorePermit) {
-    let Some((stream, startup)) = greet(&shared, tcp).await else { return };
+    let Some(Greeting { stream, startup, channel }) = greet(&shared, tcp).await else { return };
     // The relay reads ahead, so the client's stream is in it from here on.
     let slot = Arc::new(Slot::default());
     let mut relay = Relay::new(Role::Entry, stream, slot);
     let outcome = tokio::select! {
-        outcome = log_in(&shared, &mut relay, startup) => outcome,
+        outcome = log_in(&shared, &mut relay, startup, &channel) => outcome,
         () = shared.stop.cancelled() => Err(super::stopping().into()),
     };
     drop(login);
@@ -78,13 +78,18 @@ pub async fn serve(shared: Arc<Shared>, tcp: TcpStream, login: OwnedSemaphorePer
     }
 }
 
-async fn log_in(shared: &Arc<Shared>, relay: &mut Relay, startup: Startup) -> Result<super::Made, Refusal> {
-    if startup.minor > 0 || !startup.unknown_options.is_empty() {
+async fn log_in(
+    shared: &Arc<Shared>,
+    relay: &mut Relay,
+    startup: Startup,
+    channel: &hello::Channel,
+) -> Result<super::Made, Refusal> {
+    if startup.needs_negotiation() {
         let mut out = Vec::new();
-        negotiate_version(&mut out, &startup.unknown_options);
+        negotiate_version(&mut out, startup.minor.min(NEWEST_MINOR), &startup.unknown_options);
         relay.client.write_all(&out).await?;
     }
-    let target = admissible(shared, &startup)?;
+    let target = admissible(shared, &startup, channel)?;
     let permit = shared.admission.admit(target.server).map_err(|full| {
         ErrorReply::fatal(full.sqlstate(), format!("too many connections for {}", full.scope))
             .detail(format!("The limit is {} sessions.", full.limit))
@@ -95,7 +100,7 @@ async fn log_in(shared: &Arc<Shared>, relay: &mut Relay, startup: Startup) -> Re
         record = role(shared, &target, until) => record?,
         () = relay.client_gone() => return Err(Refusal::Gone),
     };
-    authenticate(relay, &target, record).await?;
+    authenticate(relay, &target, record, channel.end_point.as_deref()).await?;
 
     let until = Instant::now() + shared.config.hold;
     let entry =
@@ -105,14 +110,14 @@ async fn log_in(shared: &Arc<Shared>, relay: &mut Relay, startup: Startup) -> Re
         attached = shared.attach(&slot, &target, &startup.parameters, until) => attached?,
         () = relay.client_gone() => return Err(Refusal::Gone),
     };
-    let key = shared.cancels.register(attached.answer.pid, &slot);
+    let key = shared.cancels.register(attached.answer.pid, startup.takes_long_secrets(), &slot);
     let mut out = AUTHENTICATION_OK.to_vec();
     for (name, value) in &attached.answer.params {
         relay.params.set(name, value);
         parameter_status(&mut out, name, value);
     }
     out.extend_from_slice(&attached.answer.notices);
-    out.extend_from_slice(&backend_key(key.pid, key.secret));
+    backend_key(&mut out, key.pid, &key.secret);
     out.extend_from_slice(&ready_for_query(b'I'));
     relay.down.insert(&out);
     relay.down.put_back(&attached.answer.rest);
@@ -122,7 +127,7 @@ async fn log_in(shared: &Arc<Shared>, relay: &mut Relay, startup: Startup) -> Re
 }
 
 /// What can be said without asking the database.
-fn admissible(shared: &Shared, startup: &Startup) -> Result<Target, ErrorReply> {
+fn admissible(shared: &Shared, startup: &Startup, channel: &hello::Channel) -> Result<Target, ErrorReply> {
     if startup.replication {
         return Err(ErrorReply::fatal("0A000", "replication connections are not available to clients")
             .detail("Copies of a database are made and fed by the cluster itself.")
@@ -131,7 +136,9 @@ fn admissible(shared: &Shared, startup: &Startup) -> Result<Target, ErrorReply> 
     if startup.parameters.iter().any(|(n, v)| crate::guard::refuses_parameter(n, v)) {
         return Err(down::refusal("FATAL"));
     }
-    route(&shared.map.borrow(), &startup.user, &startup.database).map_err(|e| e.reply())
+    let map = shared.map.borrow();
+    let server = channel.host.as_deref().and_then(|host| server_of_host(&map, host));
+    route(&map, &startup.user, &startup.database, server).map_err(|e| e.reply())
 }
 
 /// What the database holds of the role.
@@ -161,8 +168,14 @@ async fn role(shared: &Shared, target: &Target, until: Instant) -> Result<Option
     }
 }
 
-/// SCRAM. A role that does not exist, or has no such password, goes through the same exchange and fails as a wrong password.
-async fn authenticate(relay: &mut Relay, target: &Target, record: Option<RoleRecord>) -> Result<(), Refusal> {
+/// SCRAM, bound to the channel where there is one to bind to and the client wants it. A role that does not exist, or has
+/// no such password, goes through the same exchange and fails as a wrong password.
+async fn authenticate(
+    relay: &mut Relay,
+    target: &Target,
+    record: Option<RoleRecord>,
+    end_point: Option<&[u8]>,
+) -> Result<(), Refusal> {
     let usable = record.filter(|r| !r.expired).and_then(|r| Verifier::parse(r.password.as_deref()?));
     let verifier = usable.unwrap_or_else(|| Verifier::mock(&target.mock_secret, &target.user));
     let wrong = || {
@@ -171,25 +184,38 @@ async fn authenticate(relay: &mut Relay, target: &Target, record: Option<RoleRec
     };
     let fail = |error: ScramError| match error {
         ScramError::WrongPassword => wrong(),
+        ScramError::Downgraded | ScramError::OtherChannel => ErrorReply::fatal("28000", error.to_string())
+            .detail("What the client has seen of this server's certificate is not what the server has shown.")
+            .hint("Something between them may read along; check the way."),
         other => ErrorReply::fatal("08P01", other.to_string()),
     };
-    let mut mechanisms = MECHANISM.to_vec();
+    let mut mechanisms = Vec::with_capacity(64);
+    if end_point.is_some() {
+        mechanisms.extend_from_slice(MECHANISM_PLUS);
+        mechanisms.push(0);
+    }
+    mechanisms.extend_from_slice(MECHANISM);
     mechanisms.extend_from_slice(&[0, 0]);
     ask(&mut relay.client, SASL, &mechanisms).await?;
     let first = password_message(&mut relay.client).await?;
     let malformed = || ErrorReply::fatal("08P01", "malformed SCRAM message");
     let (mechanism, rest) = c_string(&first).ok_or_else(malformed)?;
-    if mechanism != MECHANISM {
-        return Err(
-            ErrorReply::fatal("08P01", "client selected an invalid SASL authentication mechanism").into()
-        );
-    }
+    let channel = match end_point {
+        None if mechanism == MECHANISM => Channel::Unbound,
+        Some(_) if mechanism == MECHANISM => Channel::Declined,
+        Some(end_point) if mechanism == MECHANISM_PLUS => Channel::Bound(end_point),
+        _ => {
+            let error =
+                ErrorReply::fatal("08P01", "client selected an invalid SASL authentication mechanism");
+            return Err(error.into());
+        }
+    };
     let (length, message) = rest.split_first_chunk::<4>().ok_or_else(malformed)?;
     if u32::from_be_bytes(*length) as usize != message.len() {
         return Err(malformed().into());
     }
     let nonce = STANDARD.encode(rand::random::<[u8; NONCE_BYTES]>());
-    let (exchange, answer) = Exchange::begin(verifier, message, &nonce).map_err(fail)?;
+    let (exchange, answer) = Exchange::begin(verifier, message, &nonce, channel).map_err(fail)?;
     ask(&mut relay.client, SASL_CONTINUE, answer.as_bytes()).await?;
     let last = password_message(&mut relay.client).await?;
     let proof = exchange.finish(&last).map_err(|error| {

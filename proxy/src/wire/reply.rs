@@ -92,13 +92,11 @@ pub fn authentication(out: &mut Vec<u8>, kind: u32, body: &[u8]) {
     end(out, start);
 }
 
-pub fn backend_key(pid: i32, secret: u32) -> [u8; 13] {
-    let mut out = [0; 13];
-    out[0] = b'K';
-    out[4] = 12;
-    out[5..9].copy_from_slice(&pid.to_be_bytes());
-    out[9..].copy_from_slice(&secret.to_be_bytes());
-    out
+pub fn backend_key(out: &mut Vec<u8>, pid: i32, secret: &[u8]) {
+    let start = begin(out, b'K');
+    out.extend_from_slice(&pid.to_be_bytes());
+    out.extend_from_slice(secret);
+    end(out, start);
 }
 
 pub fn parameter_status(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
@@ -108,10 +106,10 @@ pub fn parameter_status(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     end(out, start);
 }
 
-/// `NegotiateProtocolVersion`: the minor version we speak, and the options we do not know.
-pub fn negotiate_version(out: &mut Vec<u8>, unknown_options: &[String]) {
+/// `NegotiateProtocolVersion`: the minor version that will be spoken, and the options we do not know.
+pub fn negotiate_version(out: &mut Vec<u8>, minor: u16, unknown_options: &[String]) {
     let start = begin(out, b'v');
-    out.extend_from_slice(&0x0003_0000u32.to_be_bytes());
+    out.extend_from_slice(&(0x0003_0000 | u32::from(minor)).to_be_bytes());
     out.extend_from_slice(&(unknown_options.len() as u32).to_be_bytes());
     for option in unknown_options {
         put_c_string(out, option.as_bytes());

@@ -7,6 +7,10 @@
 
 use super::header::c_string;
 
+/// The newest minor version of protocol 3 that is spoken: 2, which differs in the length of cancel keys.
+pub const NEWEST_MINOR: u16 = 2;
+/// Length of a cancel key's secret: 4 before protocol 3.2, and up to 256.
+pub const SECRET_BYTES: std::ops::RangeInclusive<usize> = 4..=256;
 /// The largest startup packet, as in PostgreSQL (`MAX_STARTUP_PACKET_LENGTH`).
 pub const MAX_STARTUP_BYTES: usize = 10_000;
 
@@ -18,7 +22,7 @@ const GSSENC: u32 = 80_877_104;
 pub enum Packet {
     Ssl,
     GssEnc,
-    Cancel { pid: i32, secret: u32 },
+    Cancel { pid: i32, secret: Vec<u8> },
     Startup(Startup),
 }
 
@@ -37,11 +41,23 @@ pub struct Startup {
     pub replication: bool,
 }
 
+impl Startup {
+    /// Whether something was asked for that is not spoken here: the client is to be told what is.
+    pub fn needs_negotiation(&self) -> bool {
+        self.minor > NEWEST_MINOR || !self.unknown_options.is_empty()
+    }
+
+    /// Whether the client takes a cancel key of more than 4 bytes.
+    pub fn takes_long_secrets(&self) -> bool {
+        self.minor >= 2
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadStartup {
     #[error("invalid length of startup packet")]
     Length,
-    #[error("unsupported frontend protocol {0}.{1}: server supports 3.0 to 3.0")]
+    #[error("unsupported frontend protocol {0}.{1}: server supports 3.0 to 3.2")]
     Version(u16, u16),
     #[error("invalid startup packet layout: expected terminator as last byte")]
     Layout,
@@ -74,10 +90,11 @@ pub fn parse(packet: &[u8]) -> Result<Packet, BadStartup> {
         SSL => Ok(Packet::Ssl),
         GSSENC => Ok(Packet::GssEnc),
         CANCEL => {
-            // A longer secret (protocol 3.2) is never one of ours.
             let (pid, secret) = body.split_first_chunk::<4>().ok_or(BadStartup::Length)?;
-            let secret = <[u8; 4]>::try_from(secret).map_err(|_| BadStartup::Length)?;
-            Ok(Packet::Cancel { pid: i32::from_be_bytes(*pid), secret: u32::from_be_bytes(secret) })
+            if !SECRET_BYTES.contains(&secret.len()) {
+                return Err(BadStartup::Length);
+            }
+            Ok(Packet::Cancel { pid: i32::from_be_bytes(*pid), secret: secret.to_vec() })
         }
         version => {
             let (major, minor) = ((version >> 16) as u16, version as u16);
@@ -141,12 +158,12 @@ pub fn startup_message(user: &str, database: &str, parameters: &[(String, String
 }
 
 /// A CancelRequest, its length word included.
-pub fn cancel_request(pid: i32, secret: u32) -> [u8; 16] {
-    let mut out = [0; 16];
-    out[3] = 16;
-    out[4..8].copy_from_slice(&CANCEL.to_be_bytes());
-    out[8..12].copy_from_slice(&pid.to_be_bytes());
-    out[12..].copy_from_slice(&secret.to_be_bytes());
+pub fn cancel_request(pid: i32, secret: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(12 + secret.len());
+    out.extend_from_slice(&(12 + secret.len() as u32).to_be_bytes());
+    out.extend_from_slice(&CANCEL.to_be_bytes());
+    out.extend_from_slice(&pid.to_be_bytes());
+    out.extend_from_slice(secret);
     out
 }
 
@@ -162,7 +179,13 @@ mod tests {
         assert_eq!(body_length(bytes[..4].try_into().unwrap()), Ok(bytes.len() - 4));
         let expected = Startup { user: "u".into(), database: "d".into(), parameters, ..Startup::default() };
         assert_eq!(parse(&bytes[4..]), Ok(Packet::Startup(expected)));
-        assert_eq!(parse(&cancel_request(7, 9)[4..]), Ok(Packet::Cancel { pid: 7, secret: 9 }));
+        for bytes in [4, 32, 256] {
+            let secret = vec![9; bytes];
+            assert_eq!(parse(&cancel_request(7, &secret)[4..]), Ok(Packet::Cancel { pid: 7, secret }));
+        }
+        for bytes in [0, 3, 257] {
+            assert_eq!(parse(&cancel_request(7, &vec![9; bytes])[4..]), Err(BadStartup::Length));
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! A real PostgreSQL in a temporary directory, and nodes of a proxy in this process around it.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod raw;
+
 use quorate_model::*;
 use quorate_proxy::{Evidence, Gate, Gates, Proxy, ProxyConfig, boot_time};
 use quorate_throttle::Admission;
