@@ -1,10 +1,11 @@
 //! What may be asked of the partition map, and how it refuses.
 
 use crate::{
-    Configuration, DatabaseId, Event, Lineage, NodeId, NodeRecord, OperationId, OperationState, ReplicaId,
-    ReplicaState, ServerId,
+    Configuration, DatabaseId, Event, Lineage, NodeId, NodeRecord, OperationId, OperationState, Reads,
+    ReplicaId, ReplicaState, ServerId, Step,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// One entry of the replicated log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,16 +44,57 @@ pub enum Command {
         to: NodeId,
         now_ms: u64,
     },
-    /// Says where an operation stands. Refused once it is over (I13).
-    Progress {
-        operation: OperationId,
-        step: String,
+    /// An operator accepts the loss of what the replicas that do not answer hold (DESIGN §5, step e). Refused unless
+    /// the quorum is lost.
+    BeginForceRecover {
+        database: DatabaseId,
+        candidate: Option<NodeId>,
         now_ms: u64,
     },
+    /// A command that begins an operation, with the client's idempotency key: given again, it finds the operation that
+    /// it began. Refused when the key stands for another order.
+    Keyed {
+        key: String,
+        command: Box<Command>,
+    },
+    /// Asks for the way back of an operation. From its owner with the attempt and the reason for which it is given
+    /// up; from an operator with neither.
+    CancelOperation {
+        operation: OperationId,
+        attempt: Option<u32>,
+        because: Option<String>,
+        now_ms: u64,
+    },
+    /// Takes an operation over: its attempt is the next, and commands of the one before are refused. Refused itself
+    /// when somebody else was quicker.
+    Claim {
+        operation: OperationId,
+        attempt: u32,
+        owner: NodeId,
+        now_ms: u64,
+    },
+    /// Takes an operation to its next step, together with the change of the record that makes the step: both, or
+    /// neither. Refused once the operation is over, or was taken over by a later attempt (I13).
+    Advance {
+        operation: OperationId,
+        attempt: u32,
+        step: Step,
+        /// Compare-and-set on this version of the record.
+        change: Option<(u64, Change)>,
+        now_ms: u64,
+    },
+    /// Refused like [`Command::Advance`]. The end of a drop, or of the way back of a create, takes the record away.
     EndOperation {
         operation: OperationId,
+        attempt: u32,
         state: OperationState,
         now_ms: u64,
+    },
+    /// Changes an option of a database.
+    SetReads {
+        server: String,
+        name: String,
+        reads: Reads,
     },
     /// Changes a database, if it still has that version.
     Reconfigure {
@@ -107,6 +149,13 @@ pub enum Change {
         coordinator: NodeId,
         to: Option<ReplicaId>,
     },
+    /// QuorumLost -> Electing in the next data-loss epoch, by an operator's word: `survivor` is the only one that
+    /// counts, `quarantined` never counts again, and no older configuration need be covered (I10).
+    Recover {
+        coordinator: NodeId,
+        survivor: ReplicaId,
+        quarantined: BTreeSet<ReplicaId>,
+    },
     /// Dropping, when every reachable node has deleted its data: the record goes.
     Remove,
 }
@@ -122,6 +171,8 @@ pub enum Applied {
         database: DatabaseId,
     },
     Replica(ReplicaId),
+    /// The operation is the caller's, in this attempt.
+    Attempt(u32),
     /// The database's new version.
     Version(u64),
     Batch(Vec<Result<Applied, Refusal>>),
@@ -153,6 +204,12 @@ pub enum Refusal {
     WrongPhase(String),
     #[error("operation {0} on this database has not ended")]
     Busy(OperationId),
+    #[error("operation {operation} is in attempt {attempt} now: this command is of another")]
+    Superseded { operation: OperationId, attempt: u32 },
+    #[error("operation {operation} cannot be cancelled: {reason}")]
+    NotCancellable { operation: OperationId, reason: String },
+    #[error("the key \"{key}\" was given with another order: {operation}")]
+    KeyTaken { key: String, operation: OperationId },
     /// The change would leave too few copies, or break another rule of safety.
     #[error("{0}")]
     Unsafe(String),

@@ -12,9 +12,10 @@ use std::collections::BTreeSet;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Configuration {
     pub primary: ReplicaId,
-    /// Secondaries whose flushes count. Never holds the primary; never empty (I9).
+    /// Secondaries whose flushes count. Never holds the primary. Empty only after a forced recovery: then no commit
+    /// can be acknowledged, until a second copy exists (I9).
     pub voters: BTreeSet<ReplicaId>,
-    /// How many voters a commit needs beside the primary; 1 <= k <= voters (I9).
+    /// How many voters a commit needs beside the primary; 1 <= k, and k <= voters when there are any (I9).
     pub k: u32,
 }
 
@@ -23,9 +24,19 @@ impl Configuration {
         Configuration { primary, voters: voters.into_iter().collect(), k }
     }
 
+    /// A primary that nobody follows: it reads, and every commit waits.
+    pub fn lone(primary: ReplicaId) -> Self {
+        Configuration { primary, voters: BTreeSet::new(), k: 1 }
+    }
+
+    pub fn is_lone(&self) -> bool {
+        self.voters.is_empty()
+    }
+
     /// I9 as far as one configuration can break it.
     pub fn is_valid(&self) -> bool {
-        self.k >= 1 && self.k as usize <= self.voters.len() && !self.voters.contains(&self.primary)
+        let enough = self.k as usize <= self.voters.len() || self.is_lone() && self.k == 1;
+        self.k >= 1 && enough && !self.voters.contains(&self.primary)
     }
 
     pub fn contains(&self, replica: ReplicaId) -> bool {
@@ -67,9 +78,12 @@ impl Configuration {
         values.get((self.k as usize).checked_sub(1)?).copied()
     }
 
-    /// The value of `synchronous_standby_names` on the primary. Never empty (R5): a configuration always has a
-    /// voter, and a name that no walreceiver bears simply waits.
+    /// The value of `synchronous_standby_names` on the primary. Never empty (R5): a name that no walreceiver bears
+    /// simply waits, and a lone primary gets one that none ever bears.
     pub fn sync_names(&self) -> String {
+        if self.is_lone() {
+            return SENTINEL_SYNC_NAMES.to_owned();
+        }
         let names: Vec<String> = self.voters.iter().map(|r| r.standby_name()).collect();
         format!("ANY {} ({})", self.k, names.join(", "))
     }
@@ -101,6 +115,17 @@ mod tests {
         assert!(!c.is_covered_by(&set(&[])));
         assert_eq!(c.sync_names(), "ANY 1 (r2, r3)");
         assert_eq!(c.missing_for_cover(&set(&[2])), vec![ReplicaId(1), ReplicaId(3)]);
+    }
+
+    /// Nothing is ever acknowledged in it, so nothing needs to be covered.
+    #[test]
+    fn a_lone_primary_acknowledges_nothing() {
+        let c = Configuration::lone(ReplicaId(1));
+        assert!(c.is_valid());
+        assert!(c.is_covered_by(&set(&[])));
+        assert_eq!(c.sync_names(), SENTINEL_SYNC_NAMES);
+        assert_eq!(c.lease_until(|_| Some(7)), None);
+        assert!(!Configuration::new(ReplicaId(1), [], 2).is_valid());
     }
 
     /// I3 by brute force: covered exactly when the set meets every write quorum.

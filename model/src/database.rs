@@ -25,6 +25,30 @@ pub struct Database {
     pub operation: Option<OperationId>,
     /// Copies to keep, the primary included.
     pub copies: u32,
+    pub reads: Reads,
+}
+
+/// When the primary's gate may release a result (DESIGN §5 *Reads*).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Reads {
+    /// While it holds a lease of its voters.
+    #[default]
+    Lease,
+    /// After one round in which a voter confirms that the primary still is one: no clock is trusted.
+    Confirm,
+}
+
+impl Reads {
+    pub fn name(self) -> &'static str {
+        match self {
+            Reads::Lease => "lease",
+            Reads::Confirm => "confirm",
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Reads> {
+        [Reads::Lease, Reads::Confirm].into_iter().find(|r| r.name() == name)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -40,6 +64,9 @@ pub enum ReplicaState {
     Down {
         since_ms: u64,
     },
+    /// Given up by a forced recovery: it never counts again and is not started. Its data stays on its node until an
+    /// operator drops it.
+    Quarantined,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -133,13 +160,29 @@ impl Database {
         missing.into_iter().collect()
     }
 
+    /// Copies that may come to count but do not yet.
     pub fn learners(&self) -> impl Iterator<Item = ReplicaId> + '_ {
         let members = self.members();
-        self.replicas.keys().copied().filter(move |r| !members.contains(r))
+        self.copies().filter(move |r| !members.contains(r))
     }
 
+    /// Every replica that counts or may come to count: all but the quarantined.
+    pub fn copies(&self) -> impl Iterator<Item = ReplicaId> + '_ {
+        self.replicas.iter().filter(|(_, r)| r.state != ReplicaState::Quarantined).map(|(id, _)| *id)
+    }
+
+    pub fn is_quarantined(&self, replica: ReplicaId) -> bool {
+        self.replicas.get(&replica).is_some_and(|r| r.state == ReplicaState::Quarantined)
+    }
+
+    /// The copies on a node; a quarantined one there is in nobody's way.
     pub fn replicas_on(&self, node: NodeId) -> impl Iterator<Item = ReplicaId> + '_ {
-        self.replicas.iter().filter(move |(_, r)| r.node == node).map(|(id, _)| *id)
+        self.copies().filter(move |id| self.node_of(*id) == Some(node))
+    }
+
+    /// Whether nobody could acknowledge a commit: after a forced recovery, until a second copy exists.
+    pub fn is_read_only(&self) -> bool {
+        self.current.is_lone()
     }
 
     /// Invariants of the record itself (I9). Checked after every change.
@@ -151,6 +194,12 @@ impl Database {
         }
         if !self.current.members().all(|r| self.replicas.contains_key(&r)) {
             return Err("a member of the current configuration is not among the replicas");
+        }
+        if self.members().iter().any(|r| self.is_quarantined(*r)) {
+            return Err("a quarantined replica never counts");
+        }
+        if self.epoch.data_loss == 0 && self.configurations().any(Configuration::is_lone) {
+            return Err("only an operator's word leaves a primary without voters");
         }
         if matches!(self.phase, Phase::Stable | Phase::Creating | Phase::Switching { .. })
             && !self.previous.is_empty()

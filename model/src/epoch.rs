@@ -26,6 +26,11 @@ impl Epoch {
         Epoch { data_loss: self.data_loss, primary: self.primary + 1, config: 0 }
     }
 
+    /// The epoch in which a forced recovery goes on without what was lost.
+    pub const fn next_data_loss(self) -> Self {
+        Epoch { data_loss: self.data_loss + 1, primary: self.primary + 1, config: 0 }
+    }
+
     /// The epoch of the next change of voters under the same primary.
     pub const fn next_config(self) -> Self {
         Epoch { config: self.config + 1, ..self }

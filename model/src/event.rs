@@ -33,6 +33,10 @@ pub enum EventKind {
     ReplicaLost,
     ReplicaBuilt,
     QuorumLost,
+    /// An operator accepted the loss of data.
+    ForcedRecovery,
+    /// An operation was cancelled or given up, and what it had made is gone.
+    TakenBack,
     Dropped,
 }
 
@@ -48,6 +52,8 @@ impl EventKind {
             EventKind::ReplicaLost => "replica lost",
             EventKind::ReplicaBuilt => "replica built",
             EventKind::QuorumLost => "quorum lost",
+            EventKind::ForcedRecovery => "forced recovery",
+            EventKind::TakenBack => "taken back",
             EventKind::Dropped => "dropped",
         }
     }

@@ -2,6 +2,7 @@
 //! function that changes it. `apply` is deterministic: every replica of the map computes the same.
 
 use crate::command::{Applied, Change, Command, Refusal};
+use crate::transition::wrong_phase;
 use crate::*;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
@@ -96,15 +97,24 @@ impl PartitionMap {
             Command::DropDatabase { server, name, now_ms } => self.drop_database(&server, &name, now_ms),
             Command::BeginSwitchover { database, to, now_ms } => self.begin_switchover(database, to, now_ms),
             Command::BeginMove { database, from, to, now_ms } => self.begin_move(database, from, to, now_ms),
-            Command::Progress { operation, step, now_ms } => {
-                let operation = self.running(operation)?;
-                operation.step = step;
-                operation.updated_ms = now_ms;
-                Ok(Applied::Done)
+            Command::BeginForceRecover { database, candidate, now_ms } => {
+                self.begin_force_recover(database, candidate, now_ms)
             }
-            Command::EndOperation { operation, state, now_ms } => {
+            Command::Keyed { key, command } => self.keyed(key, *command),
+            Command::CancelOperation { operation, attempt, because, now_ms } => {
+                self.cancel_operation(operation, attempt, because, now_ms)
+            }
+            Command::Claim { operation, attempt, owner, now_ms } => {
+                self.claim(operation, attempt, owner, now_ms)
+            }
+            Command::Advance { operation, attempt, step, change, now_ms } => {
+                self.advance(operation, attempt, step, change, now_ms)
+            }
+            Command::EndOperation { operation, attempt, state, now_ms } => {
+                self.attempted(operation, attempt)?;
                 self.end_operation(operation, state, now_ms)
             }
+            Command::SetReads { server, name, reads } => self.set_reads(&server, &name, reads),
             Command::Reconfigure { database, version, change } => self.reconfigure(database, version, change),
             Command::Batch(commands) => {
                 Ok(Applied::Batch(commands.into_iter().map(|c| self.apply(c)).collect()))
@@ -121,20 +131,12 @@ impl PartitionMap {
         }
     }
 
-    fn next_id(&mut self) -> u64 {
+    pub(crate) fn next_id(&mut self) -> u64 {
         self.last_id += 1;
         self.last_id
     }
 
-    fn running(&mut self, id: OperationId) -> Result<&mut Operation, Refusal> {
-        let operation = self.operations.get_mut(&id).ok_or(Refusal::NoSuchOperation(id))?;
-        if operation.state.is_over() {
-            return Err(Refusal::WrongPhase(format!("operation {id} has already ended")));
-        }
-        Ok(operation)
-    }
-
-    fn database(&self, id: DatabaseId) -> Result<&Database, Refusal> {
+    pub(crate) fn database(&self, id: DatabaseId) -> Result<&Database, Refusal> {
         self.databases.get(&id).ok_or_else(|| Refusal::NoSuchDatabase(id.to_string()))
     }
 
@@ -216,163 +218,32 @@ impl PartitionMap {
             replicas: replicas.into_iter().collect(),
             lineage: Vec::new(),
             operation: None,
+            reads: Reads::default(),
         };
         self.databases.insert(id, database);
         Ok(self.begin_operation(id, OperationKind::CreateDatabase, target, now_ms))
     }
 
-    fn drop_database(&mut self, server: &str, name: &str, now_ms: u64) -> Result<Applied, Refusal> {
-        let target = format!("{server}.{name}");
+    fn set_reads(&mut self, server: &str, name: &str, reads: Reads) -> Result<Applied, Refusal> {
         if self.server_named(server).is_none() {
             return Err(Refusal::NoSuchServer(server.to_owned()));
         }
-        let database =
-            self.database_named(server, name).ok_or_else(|| Refusal::NoSuchDatabase(target.clone()))?;
-        let id = database.id;
-        if database.phase == Phase::Dropping {
-            return Err(Refusal::WrongPhase(format!("database \"{target}\" is already being dropped")));
-        }
-        // Dropping overrides whatever else is under way: the record stays, so the numbers stay taken.
-        if let Some(operation) = database.operation {
-            let state = OperationState::Failed("the database is being dropped".to_owned());
-            self.end_operation(operation, state, now_ms)?;
-        }
-        if let Some(database) = self.databases.get_mut(&id) {
-            database.phase = Phase::Dropping;
+        let id = self.database_named(server, name).map(|d| d.id);
+        let database = id.and_then(|id| self.databases.get_mut(&id));
+        let database = database.ok_or_else(|| Refusal::NoSuchDatabase(format!("{server}.{name}")))?;
+        if database.reads != reads {
+            database.reads = reads;
             database.version += 1;
-        }
-        Ok(self.begin_operation(id, OperationKind::DropDatabase, target, now_ms))
-    }
-
-    fn settled(&self, id: DatabaseId) -> Result<&Database, Refusal> {
-        let database = self.database(id)?;
-        if let Some(operation) = database.operation {
-            return Err(Refusal::Busy(operation));
-        }
-        if database.phase != Phase::Stable {
-            return Err(Refusal::WrongPhase(format!(
-                "database \"{}\" is {}; wait until it is stable",
-                self.full_name(database),
-                database.phase.name()
-            )));
-        }
-        Ok(database)
-    }
-
-    fn begin_switchover(
-        &mut self,
-        id: DatabaseId,
-        to: Option<NodeId>,
-        now_ms: u64,
-    ) -> Result<Applied, Refusal> {
-        let database = self.settled(id)?;
-        let target = self.full_name(database);
-        if let Some(node) = to {
-            if !self.nodes.contains_key(&node) {
-                return Err(Refusal::NoSuchNode(node.to_string()));
-            }
-            if database.primary_node() == Some(node) {
-                return Err(Refusal::Unsafe(format!("{node} already holds the primary of \"{target}\"")));
-            }
-            if !database.replicas_on(node).any(|r| database.current.voters.contains(&r)) {
-                return Err(Refusal::Unsafe(format!(
-                    "{node} holds no voter of \"{target}\", so it cannot become its primary"
-                )));
-            }
-        }
-        Ok(self.begin_operation(id, OperationKind::Switchover { to }, target, now_ms))
-    }
-
-    fn begin_move(
-        &mut self,
-        id: DatabaseId,
-        from: NodeId,
-        to: NodeId,
-        now_ms: u64,
-    ) -> Result<Applied, Refusal> {
-        let database = self.settled(id)?;
-        let target = self.full_name(database);
-        let node = self.nodes.get(&to).ok_or_else(|| Refusal::NoSuchNode(to.to_string()))?;
-        let moved = database
-            .replicas_on(from)
-            .next()
-            .ok_or_else(|| Refusal::Unsafe(format!("{from} holds no replica of \"{target}\"")))?;
-        if database.replicas_on(to).next().is_some() {
-            return Err(Refusal::Unsafe(format!("{to} already holds a replica of \"{target}\"")));
-        }
-        if moved == database.current.primary {
-            return Err(Refusal::Unsafe(format!(
-                "{from} holds the primary of \"{target}\"; switch over to another node first"
-            )));
-        }
-        let clash = database.replicas.iter().any(|(id, r)| {
-            *id != moved && self.nodes.get(&r.node).is_some_and(|n| n.fault_domain == node.fault_domain)
-        });
-        if clash {
-            return Err(Refusal::Unsafe(format!(
-                "fault domain \"{}\" of {to} already holds a replica of \"{target}\"",
-                node.fault_domain
-            )));
-        }
-        let built = ReplicaId(self.next_id());
-        if let Some(database) = self.databases.get_mut(&id) {
-            database.replicas.insert(built, Replica { node: to, state: ReplicaState::Up });
-            database.version += 1;
-        }
-        Ok(self.begin_operation(id, OperationKind::MoveReplica { from: moved, to, built }, target, now_ms))
-    }
-
-    fn begin_operation(
-        &mut self,
-        database: DatabaseId,
-        kind: OperationKind,
-        target: String,
-        now_ms: u64,
-    ) -> Applied {
-        let id = OperationId(self.next_id());
-        let operation = Operation {
-            id,
-            kind,
-            database,
-            target,
-            step: "recorded".to_owned(),
-            state: OperationState::Running,
-            started_ms: now_ms,
-            updated_ms: now_ms,
-        };
-        self.operations.insert(id, operation);
-        if let Some(record) = self.databases.get_mut(&database) {
-            record.operation = Some(id);
-            record.version += 1;
-        }
-        Applied::Operation { id, database }
-    }
-
-    fn end_operation(
-        &mut self,
-        id: OperationId,
-        state: OperationState,
-        now_ms: u64,
-    ) -> Result<Applied, Refusal> {
-        let operation = self.running(id)?;
-        operation.state = state;
-        operation.updated_ms = now_ms;
-        let database = operation.database;
-        if let Some(record) = self.databases.get_mut(&database) {
-            if record.operation == Some(id) {
-                record.operation = None;
-                record.version += 1;
-            }
-        }
-        let ended: Vec<OperationId> =
-            self.operations.values().filter(|o| o.state.is_over()).map(|o| o.id).collect();
-        for old in ended.iter().take(ended.len().saturating_sub(MAX_ENDED_OPERATIONS)) {
-            self.operations.remove(old);
         }
         Ok(Applied::Done)
     }
 
-    fn reconfigure(&mut self, id: DatabaseId, version: u64, change: Change) -> Result<Applied, Refusal> {
+    pub(crate) fn reconfigure(
+        &mut self,
+        id: DatabaseId,
+        version: u64,
+        change: Change,
+    ) -> Result<Applied, Refusal> {
         let found = self.database(id)?.version;
         if found != version {
             return Err(Refusal::Stale { database: id, expected: version, found });
@@ -408,90 +279,6 @@ impl PartitionMap {
         next.check().map_err(|broken| Refusal::Unsafe(broken.to_owned()))?;
         self.databases.insert(id, next);
         Ok(applied)
-    }
-}
-
-fn wrong_phase(database: &Database, what: &str) -> Refusal {
-    Refusal::WrongPhase(format!("a database that is {} cannot {what}", database.phase.name()))
-}
-
-impl Database {
-    /// The transitions of the record. `apply` checks the version before and the invariants after.
-    fn change(&mut self, change: Change) -> Result<(), Refusal> {
-        match change {
-            // Both need the map around the database and are done by the caller.
-            Change::AllocateReplica { .. } | Change::Remove => {
-                return Err(wrong_phase(self, "be changed so"));
-            }
-            Change::DropReplica { replica } => {
-                if self.members().contains(&replica) {
-                    return Err(Refusal::Unsafe(format!(
-                        "{replica} counts in a configuration in force; take it out first"
-                    )));
-                }
-                self.replicas.remove(&replica).ok_or(Refusal::NoSuchReplica(replica))?;
-            }
-            Change::MarkReplica { replica, state } => {
-                self.replicas.get_mut(&replica).ok_or(Refusal::NoSuchReplica(replica))?.state = state;
-            }
-            Change::Join { current } => {
-                if self.phase != Phase::Stable {
-                    return Err(wrong_phase(self, "change its voters"));
-                }
-                if current.primary != self.current.primary {
-                    return Err(Refusal::Unsafe("a change of voters keeps the primary".to_owned()));
-                }
-                self.previous = vec![std::mem::replace(&mut self.current, current)];
-                self.epoch = self.epoch.next_config();
-                self.phase = Phase::Joint;
-            }
-            Change::Stabilize { lineage } => {
-                if !matches!(self.phase, Phase::Creating | Phase::Joint | Phase::Promoting { .. }) {
-                    return Err(wrong_phase(self, "become stable"));
-                }
-                self.lineage.extend(lineage);
-                self.previous.clear();
-                self.phase = Phase::Stable;
-            }
-            Change::Elect { coordinator } => {
-                if matches!(self.phase, Phase::Creating | Phase::Dropping) {
-                    return Err(wrong_phase(self, "elect a primary"));
-                }
-                self.epoch = self.epoch.next_primary();
-                self.phase = Phase::Electing { coordinator };
-            }
-            Change::Promote { coordinator, current } => {
-                match self.phase {
-                    Phase::Electing { coordinator: c } | Phase::QuorumLost { coordinator: c, .. }
-                        if c == coordinator => {}
-                    _ => return Err(wrong_phase(self, "promote a replica")),
-                }
-                let former = std::mem::replace(&mut self.current, current);
-                if former != self.current && !self.previous.contains(&former) {
-                    self.previous.push(former);
-                }
-                self.previous.retain(|c| *c != self.current);
-                if self.previous.len() > MAX_PREVIOUS {
-                    return Err(Refusal::LimitReached("too many interrupted elections".to_owned()));
-                }
-                self.phase = Phase::Promoting { coordinator };
-            }
-            Change::LoseQuorum { coordinator, missing } => {
-                match self.phase {
-                    Phase::Electing { coordinator: c } | Phase::QuorumLost { coordinator: c, .. }
-                        if c == coordinator => {}
-                    _ => return Err(wrong_phase(self, "lose its quorum")),
-                }
-                self.phase = Phase::QuorumLost { coordinator, missing };
-            }
-            Change::Switch { coordinator, to } => {
-                if self.phase != Phase::Stable {
-                    return Err(wrong_phase(self, "switch over"));
-                }
-                self.phase = Phase::Switching { coordinator, to };
-            }
-        }
-        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 /// retried.
 pub(crate) const OUTCOMES_KEPT: usize = 4096;
 /// The form of a snapshot; the first byte of each.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// Outcomes of recent proposals. A proposal that comes a second time gets the outcome of the first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -77,7 +77,8 @@ fn names_before_joint(view: &View<'_>, database: &Database, progress: &Progress)
     let what = What::Barrier { sync_names: current.sync_names(), allowed, uuid };
     acts.clear();
     if progress.may_send(what.kind(), primary, view.now_ms) {
-        acts.push(Act::Order(Order { database: database.id, replica: primary, epoch: database.epoch, what }));
+        let (database, epoch) = (database.id, database.epoch);
+        acts.push(Act::Order(Order { database, replica: primary, epoch, behalf: None, what }));
     }
     acts
 }

@@ -15,7 +15,10 @@ const COLUMNS: &[(&str, &str)] = &[
         "SHOW NODES",
         "node, address, state, fault_domain, update_domain, raft, primaries, secondaries, version",
     ),
-    ("SHOW DATABASES", "server, database, phase, epoch, primary, secondaries, k, open, sessions, size_bytes"),
+    (
+        "SHOW DATABASES",
+        "server, database, phase, epoch, primary, secondaries, k, open, sessions, size_bytes, reads",
+    ),
     (
         "SHOW REPLICAS",
         "server, database, replica, node, role, state, epoch, flush_lsn, lag_bytes, pid, data_directory, socket",

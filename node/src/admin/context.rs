@@ -24,6 +24,10 @@ pub trait AdminContext: Send + Sync + 'static {
     fn usable_nodes(&self) -> BTreeSet<NodeId>;
     /// "leader", "follower", "learner" or "unknown".
     fn raft_role(&self, node: NodeId) -> String;
+    /// Tells the coordinator, wherever it is, that a node is suspected.
+    async fn suspect(&self, node: NodeId) -> Result<(), ProposeError>;
+    /// Arms a failpoint of this process; the reason, when it is not allowed to.
+    fn failpoint(&self, name: &str, action: &str) -> Result<(), String>;
     /// A SCRAM-SHA-256 verifier in PostgreSQL's form, with a fresh salt.
     fn scram_verifier(&self, password: &str) -> String;
     /// Unix milliseconds.

@@ -62,6 +62,11 @@ impl From<Refusal> for AdminError {
             Refusal::Stale { .. } => ("40001", Some("Give the order again.".to_owned())),
             Refusal::WrongPhase(_) => ("55000", None),
             Refusal::Busy(id) => ("55006", Some(format!("WAIT OPERATION {id} tells when it ends."))),
+            Refusal::Superseded { .. } => ("40001", None),
+            Refusal::NotCancellable { .. } => ("55000", None),
+            Refusal::KeyTaken { operation, .. } => {
+                ("42710", Some(format!("SHOW OPERATIONS tells what {operation} is; take another key.")))
+            }
             Refusal::Unsafe(_) => ("55000", None),
             Refusal::LimitReached(_) => ("53400", None),
         };

@@ -67,6 +67,20 @@ impl Session {
         result
     }
 
+    /// The same for an order that begins an operation: with a key, it begins at most one.
+    pub async fn propose_once(
+        &self,
+        what: &str,
+        key: Option<&String>,
+        command: Command,
+    ) -> Result<Applied, AdminError> {
+        let command = match key {
+            Some(key) => Command::Keyed { key: key.clone(), command: Box::new(command) },
+            None => command,
+        };
+        self.propose(what, command).await
+    }
+
     pub async fn notice(&self, message: String) {
         self.tell(Notice { severity: "NOTICE", code: "00000", message, hint: None }).await;
     }

@@ -3,9 +3,10 @@
 use crate::admin::context::{AdminContext, ProposeError, RingRow};
 use quorate_model::{Applied, Command, NodeId, PartitionMap, ReplicaReport};
 use quorate_partition_map::{MapError, MapHandle};
-use quorate_reconfig_agent::agent::collect_reports;
+use quorate_reconfig_agent::agent::{Request, collect_reports};
+use quorate_reconfig_agent::coordinator::failpoint;
 use quorate_ring::Ring;
-use quorate_transport::Peers;
+use quorate_transport::{Peers, Service, encode};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,6 +14,7 @@ use tokio::sync::watch;
 
 /// A node that does not tell its replicas in this time is left out of SHOW.
 const REPORTS_DEADLINE: Duration = Duration::from_millis(500);
+const SUSPECT_DEADLINE: Duration = Duration::from_secs(2);
 
 pub struct Operator {
     pub node: NodeId,
@@ -79,6 +81,20 @@ impl AdminContext for Operator {
 
     fn raft_role(&self, node: NodeId) -> String {
         self.map.role_of(node).to_owned()
+    }
+
+    async fn suspect(&self, node: NodeId) -> Result<(), ProposeError> {
+        let leader = self.map.leadership().borrow().leader.ok_or(ProposeError::NoLeader)?;
+        let body = encode(&Request::Doubt(node));
+        self.peers
+            .call(leader, Service::Agent, body, SUSPECT_DEADLINE)
+            .await
+            .map(|_| ())
+            .map_err(|e| ProposeError::Unavailable(format!("the coordinator did not hear it: {e}")))
+    }
+
+    fn failpoint(&self, name: &str, action: &str) -> Result<(), String> {
+        failpoint::arm(name, action)
     }
 
     fn scram_verifier(&self, password: &str) -> String {

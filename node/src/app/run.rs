@@ -8,6 +8,7 @@ use crate::telemetry;
 use anyhow::Context;
 use quorate_model::{NodeId, NodeRecord};
 use quorate_proxy::ClientTls;
+use quorate_reconfig_agent::coordinator::failpoint;
 use quorate_reconfig_agent::decide::Timers;
 use quorate_reconfig_agent::instance::Limits;
 use std::os::unix::fs::PermissionsExt;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(config: Config) -> anyhow::Result<()> {
+    failpoint::arm_from_environment().map_err(anyhow::Error::msg)?;
     let stop = CancellationToken::new();
     tokio::spawn(cancel_on_signal(stop.clone())?);
     let metrics = telemetry::init_metrics()?;

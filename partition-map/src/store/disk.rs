@@ -13,7 +13,8 @@ use std::sync::Arc;
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 
-const FORMAT: u32 = 1;
+/// 2: operations have attempts, keys and typed steps; databases have options.
+const FORMAT: u32 = 2;
 /// redb would use up to 1 GiB; everything is cached above it already.
 const CACHE_BYTES: usize = 4 * 1024 * 1024;
 

@@ -67,6 +67,12 @@ pub trait ReplicaInstance: Send + Sync + 'static {
         uuid: uuid::Uuid,
         deadline: Duration,
     ) -> Result<Lsn, InstanceError>;
+    async fn write_epoch_alone(
+        &self,
+        epoch: Epoch,
+        uuid: uuid::Uuid,
+        deadline: Duration,
+    ) -> Result<Lsn, InstanceError>;
     async fn checkpoint(&self) -> Result<(), InstanceError>;
 }
 
@@ -167,6 +173,15 @@ impl ReplicaInstance for Instance {
         deadline: Duration,
     ) -> Result<Lsn, InstanceError> {
         Instance::write_epoch(self, epoch, uuid, deadline).await
+    }
+
+    async fn write_epoch_alone(
+        &self,
+        epoch: Epoch,
+        uuid: uuid::Uuid,
+        deadline: Duration,
+    ) -> Result<Lsn, InstanceError> {
+        Instance::write_epoch_alone(self, epoch, uuid, deadline).await
     }
 
     async fn checkpoint(&self) -> Result<(), InstanceError> {

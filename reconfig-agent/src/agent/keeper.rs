@@ -143,6 +143,9 @@ impl Agent {
         else {
             return self.discard(replica, &map).await;
         };
+        if database.is_quarantined(replica.id) {
+            return self.set_aside(replica).await;
+        }
         let process = replica.instance.process().borrow().clone();
         if !matches!(process, Process::Hung { .. }) {
             *hung_since = None;
@@ -295,6 +298,10 @@ impl Agent {
             }
             state.duty(replica.id, database)
         };
+        if replica.state().leading.is_some() {
+            self.gates().set_reads(replica.database, database.reads);
+            self.lease_alone(replica);
+        }
         match duty {
             Duty::Nothing => {}
             Duty::Admit(allowed) => self.admit_replicas(replica, database, allowed).await?,
@@ -323,23 +330,41 @@ impl Agent {
         Ok(())
     }
 
-    async fn discard(&self, replica: &Arc<Replica>, map: &PartitionMap) -> Result<Next, Failed> {
-        if replica.id.0 > map.last_id {
-            return Ok(Next::Look);
-        }
-        tracing::info!(database = %replica.database, replica = %replica.id, "dropped from the map; deleting it");
+    /// Given up by a forced recovery: nothing of it goes on, its data stays as it is, and it is kept no longer.
+    async fn set_aside(&self, replica: &Arc<Replica>) -> Result<Next, Failed> {
+        tracing::warn!(
+            database = %replica.database, replica = %replica.id,
+            data = %replica.instance.data_directory().display(), "quarantined; its data is kept for salvage"
+        );
         let _changing = replica.changing.lock().await;
+        self.end_service(replica, "this copy was given up by a forced recovery").await;
+        // As in a crash: whoever salvages finds the log as it was.
+        replica.instance.stop(StopMode::Immediate, STOP_DEADLINE).await?;
+        Ok(Next::Gone)
+    }
+
+    /// Gate and tunnels of a replica that is to go.
+    async fn end_service(&self, replica: &Arc<Replica>, why: &str) {
         {
             let mut state = replica.state();
             if state.leading.take().is_some() {
                 self.gates().drop_lease(replica.database);
-                self.gates().close(replica.database, "the database was dropped");
+                self.gates().close(replica.database, why);
             }
         }
         replica.downstream.stop().await;
         if self.replica_of(replica.database).is_some_and(|r| r.id == replica.id) {
             self.0.upstreams.cut_all(replica.database).await;
         }
+    }
+
+    async fn discard(&self, replica: &Arc<Replica>, map: &PartitionMap) -> Result<Next, Failed> {
+        if replica.id.0 > map.last_id {
+            return Ok(Next::Look);
+        }
+        tracing::info!(database = %replica.database, replica = %replica.id, "dropped from the map; deleting it");
+        let _changing = replica.changing.lock().await;
+        self.end_service(replica, "the database was dropped").await;
         replica.instance.destroy().await?;
         Ok(Next::Gone)
     }

@@ -2,12 +2,16 @@
 
 use super::Agent;
 use super::gate::BootTime;
+use super::replica::Replica;
 use quorate_model::{DatabaseId, Epoch, NodeId, PartitionMap};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// The longest lease that a node may grant; a daemon that starts assumes that it granted one just before.
 pub const MAX_LEASE: Duration = Duration::from_millis(400);
+
+/// What a lone primary gives itself at each look of its keeper: longer than between two looks.
+const LONE_LEASE: Duration = Duration::from_secs(1);
 
 /// Whom the primary of a database here asks for leases.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +67,18 @@ impl Agent {
         };
         if holds.is_none() {
             tracing::trace!(database = %database, "a lease was granted, but not by enough voters");
+        }
+    }
+
+    /// A primary that nobody follows needs nobody's lease: no other can be elected before it has answered a fence, and
+    /// that drops what it has.
+    pub(super) fn lease_alone(&self, replica: &Replica) {
+        let map = self.map();
+        let Some(record) = map.databases.get(&replica.database).filter(|d| d.is_read_only()) else { return };
+        let state = replica.state();
+        if record.current.primary == replica.id && state.leads(replica.id, record.epoch).is_ok() {
+            // Set under the lock, as every lease is.
+            self.gates().set_lease(replica.database, boottime() + LONE_LEASE.as_nanos() as u64);
         }
     }
 

@@ -1,7 +1,7 @@
 //! What agents say to each other over `Service::Agent`.
 
 use crate::decide::{Failure, Order, Reply};
-use quorate_model::{Epoch, ReplicaId, ReplicaReport};
+use quorate_model::{Epoch, NodeId, ReplicaId, ReplicaReport};
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -16,6 +16,8 @@ pub enum Request {
     Push(Vec<ReplicaReport>),
     /// From a primary's node to a voter's: have you not promised a newer reign than this?
     Confirm { voter: ReplicaId, epoch: Epoch },
+    /// From an operator, by any node, to the coordinator: this node is suspected.
+    Doubt(NodeId),
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -141,6 +141,12 @@ impl Handler for Agent {
                 }
                 Response::Done
             }
+            Request::Doubt(node) => {
+                if let Some(coordinator) = self.0.coordinator.get() {
+                    coordinator.doubt(node, from);
+                }
+                Response::Done
+            }
         };
         Ok(encode(&response))
     }

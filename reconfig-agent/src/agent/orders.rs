@@ -4,9 +4,10 @@
 use super::Agent;
 use super::lease::boottime;
 use super::replica::Replica;
-use crate::decide::{Failure, Fenced, Order, Promoted, Reply, What};
+use crate::decide::{Behalf, Failure, Fenced, Order, Promoted, Reply, What};
 use crate::instance::{InstanceError, StopMode};
 use crate::tunnel::Route;
+use quorate_model::configuration::SENTINEL_SYNC_NAMES;
 use quorate_model::position::{Relation, relate};
 use quorate_model::{Epoch, InstanceRole, Lineage, NodeId, ReplicaId, RunState};
 use std::collections::BTreeSet;
@@ -26,6 +27,9 @@ fn failed(error: InstanceError) -> Failure {
 impl Agent {
     pub(super) async fn obey(&self, order: Order) -> Result<Reply, Failure> {
         let replica = self.replica(order.replica).ok_or(Failure::NotHere(order.replica))?;
+        if let Some(behalf) = order.behalf {
+            self.accept_attempt(&replica, behalf)?;
+        }
         let epoch = order.epoch;
         let result = match order.what {
             What::Fence => self.fence(&replica, epoch).await,
@@ -48,6 +52,24 @@ impl Agent {
         replica.wake.notify_one();
         self.0.changed.notify_one();
         result
+    }
+
+    /// I13: whoever has been replaced as an operation's executor is refused, as far as this node has heard.
+    fn accept_attempt(&self, replica: &Replica, behalf: Behalf) -> Result<(), Failure> {
+        let Behalf { operation, attempt } = behalf;
+        if let Some(known) = self.map().operations.get(&operation) {
+            if known.attempt > attempt || known.state.is_over() {
+                return Err(Failure::Superseded { operation, attempt: known.attempt });
+            }
+        }
+        let mut state = replica.state();
+        if let Some(latest) = state.latest_order_for {
+            if behalf.yields_to(latest) {
+                return Err(Failure::Superseded { operation, attempt: latest.attempt });
+            }
+        }
+        state.latest_order_for = Some(behalf);
+        Ok(())
     }
 
     fn promised(&self, replica: &Replica, epoch: Epoch) -> Result<(), Failure> {
@@ -208,7 +230,13 @@ impl Agent {
         replica.instance.ensure_slots(&slots).await.map_err(failed)?;
         replica.instance.set_sync_names(sync_names).await.map_err(failed)?;
         drop(changing);
-        let lsn = replica.instance.write_epoch(epoch, uuid, BARRIER_DEADLINE).await.map_err(failed)?;
+        // A lone primary has no quorum to wait for: its barrier says only that nothing else can be acknowledged.
+        let lsn = if sync_names == SENTINEL_SYNC_NAMES {
+            replica.instance.write_epoch_alone(epoch, uuid, BARRIER_DEADLINE).await
+        } else {
+            replica.instance.write_epoch(epoch, uuid, BARRIER_DEADLINE).await
+        };
+        let lsn = lsn.map_err(failed)?;
         replica.state().leads(replica.id, epoch)?;
         Ok(Reply::Passed { lsn })
     }
@@ -216,8 +244,12 @@ impl Agent {
     fn open(&self, replica: &Arc<Replica>, epoch: Epoch) -> Result<Reply, Failure> {
         let state = replica.state();
         state.leads(replica.id, epoch)?;
+        if let Some(record) = self.map().databases.get(&replica.database) {
+            self.gates().set_reads(replica.database, record.reads);
+        }
         self.gates().open(replica.database, epoch.reign(), replica.instance.sockets());
         drop(state);
+        self.lease_alone(replica);
         self.gates().renew_leases();
         Ok(Reply::Done)
     }

@@ -3,6 +3,7 @@
 use crate::agent::gate::BootTime;
 use crate::agent::host::{Parts, PromiseStore, ReplicaInstance, StandbyTunnel};
 use crate::agent::standing::Standing;
+use crate::decide::Behalf;
 use quorate_model::{DatabaseId, Epoch, Position, ReplicaId, ReplicaReport, RunState};
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -27,6 +28,8 @@ pub struct State {
     standing: Standing,
     promise: Box<dyn PromiseStore>,
     pub report: Option<ReplicaReport>,
+    /// The latest attempt of an operation for which an order was obeyed here.
+    pub latest_order_for: Option<Behalf>,
 }
 
 impl State {
@@ -62,7 +65,8 @@ impl Replica {
     pub fn new(database: DatabaseId, id: ReplicaId, parts: Parts, granted_until: BootTime) -> Replica {
         let Parts { instance, downstream, promise, promised } = parts;
         // A grant made before a restart of this daemon is not remembered, but it still runs.
-        let state = State { standing: Standing::new(promised, granted_until), promise, report: None };
+        let standing = Standing::new(promised, granted_until);
+        let state = State { standing, promise, report: None, latest_order_for: None };
         Replica {
             id,
             database,

@@ -205,7 +205,8 @@ impl Standing {
         let grants = &self.grants;
         record
             .configurations()
-            .filter(|c| c.primary == me)
+            // Nobody can be elected beside a lone primary, so none of its leases is needed.
+            .filter(|c| c.primary == me && !c.is_lone())
             .map(|c| c.lease_until(|r| grants.get(&record.node_of(r)?).copied()))
             .min()
             .flatten()
@@ -303,7 +304,7 @@ impl Standing {
 /// Who may replicate from the primary `me`: learners too, and those that the record no longer has may not. Voters
 /// being taken out are cut by the barrier's order and stay out (R2).
 fn admissible(record: &Database, me: ReplicaId) -> BTreeSet<ReplicaId> {
-    let mut allowed: BTreeSet<ReplicaId> = record.replicas.keys().copied().filter(|r| *r != me).collect();
+    let mut allowed: BTreeSet<ReplicaId> = record.copies().filter(|r| *r != me).collect();
     if record.phase == Phase::Joint {
         let removed: BTreeSet<ReplicaId> =
             record.previous.iter().flat_map(|c| c.voters.iter().copied()).collect();

@@ -2,15 +2,15 @@
 
 use super::nodes::Nodes;
 use super::steps::Laps;
-use super::{Event, is_past};
+use super::{Event, failpoint, is_past};
 use crate::agent::{Request, Response};
 use crate::decide::{
     self, Act, Failure, Heard, Note, Order, OrderKind, Progress, Reply, Timers, Trigger, View, What,
 };
 use crate::map::{Leader, Map, ProposeError};
 use quorate_model::{
-    Applied, Change, Command, Database, DatabaseId, Epoch, EventKind, GateReport, InstanceRole, Lsn, NodeId,
-    PartitionMap, Phase, ReplicaId, ReplicaReport, RunState, Timeline,
+    Applied, Change, Command, Database, DatabaseId, Epoch, GateReport, InstanceRole, Lsn, NodeId,
+    OperationId, PartitionMap, Phase, ReplicaId, ReplicaReport, RunState, Timeline,
 };
 use quorate_transport::{PeerNetwork, Service, decode, encode};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,13 +29,20 @@ const RECHECK: Duration = Duration::from_millis(500);
 pub(super) enum Proposal {
     Elect(Trigger),
     Change(Change, Note),
-    Operation,
+    Operation(Note),
+}
+
+/// Where a proposal stands among the failpoints.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Point {
+    scope: &'static str,
+    step: &'static str,
 }
 
 pub(super) struct Actor {
     me: NodeId,
     timers: Timers,
-    map: Arc<dyn Map>,
+    pub(super) map: Arc<dyn Map>,
     watch: watch::Receiver<Arc<PartitionMap>>,
     leader: watch::Receiver<Leader>,
     peers: Arc<dyn PeerNetwork>,
@@ -45,10 +52,13 @@ pub(super) struct Actor {
     leading_since_ms: Option<u64>,
     nodes: Nodes,
     reports: BTreeMap<ReplicaId, Heard>,
-    progress: BTreeMap<DatabaseId, Progress>,
-    laps: BTreeMap<DatabaseId, Laps>,
+    pub(super) progress: BTreeMap<DatabaseId, Progress>,
+    pub(super) laps: BTreeMap<DatabaseId, Laps>,
     /// A proposal of this version is under way or not yet visible here.
     proposing: BTreeMap<DatabaseId, Proposing>,
+    /// Operations taken over since this node leads, and those being taken over.
+    claims: BTreeMap<OperationId, u32>,
+    claiming: BTreeSet<OperationId>,
 }
 
 struct Proposing {
@@ -83,6 +93,8 @@ impl Actor {
             progress: BTreeMap::new(),
             laps: BTreeMap::new(),
             proposing: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            claiming: BTreeSet::new(),
         }
     }
 
@@ -140,9 +152,11 @@ impl Actor {
             Event::Obeyed { database, replica, epoch, kind, outcome } => {
                 self.obeyed(database, replica, epoch, kind, outcome, now);
             }
-            Event::Proposed { database, version, proposal, outcome } => {
-                self.proposed(database, version, proposal, outcome);
+            Event::Proposed { database, version, proposal, point, outcome } => {
+                self.proposed(database, version, proposal, point, outcome);
             }
+            Event::Claimed { operation, point, outcome } => self.claimed(operation, point, outcome),
+            Event::Doubt { node, reporter } => self.doubt(node, reporter),
         }
     }
 
@@ -195,6 +209,8 @@ impl Actor {
                 self.progress.clear();
                 self.proposing.clear();
                 self.laps.clear();
+                self.claims.clear();
+                self.claiming.clear();
                 // Who is down is not known here yet: ask everybody once.
                 for node in self.peers.nodes() {
                     if node != self.me {
@@ -237,12 +253,13 @@ impl Actor {
                 down: &self.nodes.down,
                 reports: &self.reports,
                 timers: &self.timers,
+                claims: &self.claims,
             };
             let acts = decide::next(&view, database, progress);
             for act in acts {
                 match act {
                     Act::Elect(trigger) => elections.push((database.id, database.version, trigger)),
-                    act => self.act(database, act),
+                    act => self.act(&map, database, act),
                 }
             }
         }
@@ -266,6 +283,8 @@ impl Actor {
                 change: Change::Elect { coordinator: self.me },
             });
         }
+        let point = Point { scope: "electing", step: "record_elect" };
+        failpoint::hit(point.scope, "before", point.step);
         let (map, inbox) = (self.map.clone(), self.inbox.clone());
         tokio::spawn(async move {
             let outcome = map.propose(Command::Batch(commands)).await;
@@ -280,58 +299,147 @@ impl Actor {
                     Err(e) => Err(e.clone()),
                 };
                 let proposal = Proposal::Elect(trigger);
-                let _ = inbox.send(Event::Proposed { database, version, proposal, outcome }).await;
+                let _ = inbox.send(Event::Proposed { database, version, proposal, point, outcome }).await;
             }
         });
     }
 
-    fn act(&mut self, database: &Database, act: Act) {
+    /// A node that answers is under suspicion by somebody's word: its primaries are fenced and, being healthy,
+    /// elected again.
+    fn doubt(&mut self, node: NodeId, reporter: NodeId) {
+        let Some(leading_since_ms) = self.leading_since_ms else { return };
+        let map = self.watch.borrow().clone();
+        let view = View {
+            me: self.me,
+            now_ms: self.now_ms(),
+            unix_ms: unix_ms(),
+            leading_since_ms,
+            map: &map,
+            down: &self.nodes.down,
+            reports: &self.reports,
+            timers: &self.timers,
+            claims: &self.claims,
+        };
+        let (busy, free): (Vec<_>, Vec<_>) = map
+            .databases
+            .values()
+            .filter_map(|d| {
+                let trigger = decide::reconfigure::suspected(&view, d, node, reporter)?;
+                Some((d.id, d.version, trigger))
+            })
+            .partition(|(id, ..)| self.proposing.contains_key(id));
+        if free.is_empty() && !busy.is_empty() {
+            // A change is on its way into the log: as soon as it is there.
+            let inbox = self.inbox.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(TICK).await;
+                let _ = inbox.send(Event::Doubt { node, reporter }).await;
+            });
+        }
+        self.elect(&map, free);
+    }
+
+    fn act(&mut self, map: &PartitionMap, database: &Database, act: Act) {
+        let word = |id: OperationId| map.operations.get(&id).map_or("operation", |o| o.kind.word());
+        let now_ms = unix_ms();
+        if let Act::Claim { operation, attempt } = act {
+            self.claim(operation, attempt, Point { scope: word(operation), step: "claim" });
+            return;
+        }
         if self.proposing.contains_key(&database.id) {
             return;
         }
-        let now_ms = unix_ms();
         match act {
             Act::Order(order) => self.order(database, order),
-            Act::Elect(_) => {}
+            Act::Elect(_) | Act::Claim { .. } => {}
             Act::Propose { change, note } => {
                 if matches!(change, Change::Promote { .. }) {
                     self.lap(database.id, "fence");
                 }
                 tracing::debug!(database = %database.id, ?change, "proposing");
+                let point = Point { scope: database.phase.name(), step: word_of(&change) };
                 let command = Command::Reconfigure {
                     database: database.id,
                     version: database.version,
                     change: change.clone(),
                 };
-                self.propose(database, command, Proposal::Change(change, note));
+                self.propose(database, command, Proposal::Change(change, note), point);
             }
-            Act::Progress { operation, step } => {
-                let command = Command::Progress { operation, step, now_ms };
-                self.spawn_progress(command);
+            Act::Advance { operation, attempt, step, change, note } => {
+                let point = Point { scope: word(operation), step: step.word() };
+                tracing::info!(database = %database.id, %operation, attempt, %step, "operation");
+                let with = change.clone().map(|change| (database.version, change));
+                let command = Command::Advance { operation, attempt, step, change: with, now_ms };
+                match change {
+                    Some(change) => {
+                        self.propose(database, command, Proposal::Change(change, note), point);
+                    }
+                    None => self.spawn_progress(command, point),
+                }
             }
-            Act::EndOperation { operation, state } => {
-                let command = Command::EndOperation { operation, state, now_ms };
-                self.propose(database, command, Proposal::Operation);
+            Act::GiveUp { operation, attempt, because } => {
+                tracing::warn!(database = %database.id, %operation, because, "giving an operation up");
+                let (attempt, because) = (Some(attempt), Some(because));
+                let command = Command::CancelOperation { operation, attempt, because, now_ms };
+                let point = Point { scope: word(operation), step: "give_up" };
+                self.propose(database, command, Proposal::Operation(Note::Nothing), point);
+            }
+            Act::EndOperation { operation, attempt, state, note } => {
+                tracing::info!(database = %database.id, %operation, ?state, "operation ends");
+                let command = Command::EndOperation { operation, attempt, state, now_ms };
+                let point = Point { scope: word(operation), step: "end" };
+                self.propose(database, command, Proposal::Operation(note), point);
             }
         }
     }
 
-    fn spawn_progress(&self, command: Command) {
+    fn claim(&mut self, operation: OperationId, attempt: u32, point: Point) {
+        if !self.claiming.insert(operation) {
+            return;
+        }
+        failpoint::hit(point.scope, "before", point.step);
+        let (map, inbox) = (self.map.clone(), self.inbox.clone());
+        let command = Command::Claim { operation, attempt, owner: self.me, now_ms: unix_ms() };
+        tokio::spawn(async move {
+            let outcome = map.propose(command).await;
+            let _ = inbox.send(Event::Claimed { operation, point, outcome }).await;
+        });
+    }
+
+    fn claimed(&mut self, operation: OperationId, point: Point, outcome: Result<Applied, ProposeError>) {
+        self.claiming.remove(&operation);
+        match outcome {
+            Ok(Applied::Attempt(attempt)) => {
+                tracing::info!(%operation, attempt, "taken over");
+                failpoint::hit(point.scope, "after", point.step);
+                self.claims.insert(operation, attempt);
+                let map = self.watch.borrow().clone();
+                self.claims.retain(|id, _| map.operations.get(id).is_none_or(|o| !o.state.is_over()));
+            }
+            Ok(other) => tracing::warn!(%operation, ?other, "a claim was answered oddly"),
+            Err(error) => tracing::info!(%operation, %error, "an operation was not taken over"),
+        }
+    }
+
+    fn spawn_progress(&self, command: Command, point: Point) {
+        failpoint::hit(point.scope, "before", point.step);
         let map = self.map.clone();
         tokio::spawn(async move {
-            if let Err(error) = map.propose(command).await {
-                tracing::debug!(%error, "an operation's step was not recorded");
+            match map.propose(command).await {
+                Ok(_) => failpoint::hit(point.scope, "after", point.step),
+                Err(error) => tracing::debug!(%error, "an operation's step was not recorded"),
             }
         });
     }
 
-    fn propose(&mut self, database: &Database, command: Command, proposal: Proposal) {
+    fn propose(&mut self, database: &Database, command: Command, proposal: Proposal, point: Point) {
+        failpoint::hit(point.scope, "before", point.step);
         self.proposing.insert(database.id, Proposing { version: database.version, ended: false });
         let (map, inbox) = (self.map.clone(), self.inbox.clone());
         let (database, version) = (database.id, database.version);
         tokio::spawn(async move {
             let outcome = map.propose(command).await;
-            let _ = inbox.send(Event::Proposed { database, version, proposal, outcome }).await;
+            let _ = inbox.send(Event::Proposed { database, version, proposal, point, outcome }).await;
         });
     }
 
@@ -340,10 +448,12 @@ impl Actor {
         id: DatabaseId,
         version: u64,
         proposal: Proposal,
+        point: Point,
         outcome: Result<Applied, ProposeError>,
     ) {
         match &outcome {
             Ok(_) => {
+                failpoint::hit(point.scope, "after", point.step);
                 if let Some(p) = self.proposing.get_mut(&id).filter(|p| p.version == version) {
                     p.ended = true;
                 }
@@ -368,64 +478,25 @@ impl Actor {
                 if matches!(change, Change::Promote { .. }) {
                     self.lap(id, "record");
                 }
-                self.note(&map, id, &change, note);
-            }
-            Proposal::Operation => {}
-        }
-    }
-
-    /// Records for people what has just been accepted.
-    fn note(&mut self, map: &PartitionMap, id: DatabaseId, change: &Change, note: Note) {
-        let database = map.databases.get(&id);
-        let target = database.map_or_else(|| id.to_string(), |d| map.full_name(d));
-        let epoch = database.map_or(Epoch::default(), |d| d.epoch);
-        let mut event = quorate_model::Event {
-            id: 0,
-            at_ms: unix_ms(),
-            database: id,
-            target,
-            kind: EventKind::Dropped,
-            epoch,
-            reason: String::new(),
-            reported_by: None,
-            from: None,
-            to: None,
-            steps: Vec::new(),
-        };
-        match note {
-            Note::Nothing => return,
-            Note::Event { kind, reason, from, to } => {
-                event.kind = kind;
-                event.reason = reason;
-                event.from = from;
-                event.to = to;
-            }
-            Note::Reconfigured => {
-                let Some(progress) = self.progress.get(&id) else { return };
-                let Some(trigger) = &progress.trigger else { return };
-                event.kind = if decide::reconfigure::is_reelection(progress) {
-                    EventKind::Reelection
-                } else if trigger.switchover {
-                    EventKind::Switchover
-                } else {
-                    EventKind::Failover
-                };
-                event.reason = trigger.reason.clone();
-                event.reported_by = trigger.reported_by;
-                event.from = Some(trigger.from);
-                event.to = database.map(|d| d.current.primary);
-                if let Some(laps) = self.laps.remove(&id) {
-                    event.steps = laps.steps().to_vec();
+                if let (Change::Recover { survivor, .. }, Some(database)) = (&change, map.databases.get(&id))
+                {
+                    self.laps.insert(id, Laps::begin(0, self.now_us()));
+                    let mut progress = Progress::new(database.epoch.reign());
+                    progress.trigger = Some(Trigger {
+                        reason: "forced recovery".to_owned(),
+                        reported_by: Some(self.me),
+                        detect_ms: 0,
+                        from: *survivor,
+                        restart: false,
+                        switchover: false,
+                        wish: None,
+                    });
+                    self.progress.insert(id, progress);
                 }
+                self.note(&map, id, Some(&change), note);
             }
+            Proposal::Operation(note) => self.note(&map, id, None, note),
         }
-        tracing::info!(database = event.target, event = event.kind.name(), %epoch, reason = event.reason, ?change, "recorded");
-        let map = self.map.clone();
-        tokio::spawn(async move {
-            if let Err(error) = map.propose(Command::Record(event)).await {
-                tracing::warn!(%error, "an event was not recorded");
-            }
-        });
     }
 
     fn lap(&mut self, id: DatabaseId, name: &str) {
@@ -445,6 +516,7 @@ impl Actor {
             self.lap(database.id, "lease");
         }
         tracing::debug!(database = %database.id, replica = %order.replica, %node, order = kind.name(), "ordering");
+        failpoint::hit(database.phase.name(), "before", kind.name());
         let (peers, inbox) = (self.peers.clone(), self.inbox.clone());
         let (id, replica, epoch) = (database.id, order.replica, order.epoch);
         tokio::spawn(async move {
@@ -470,6 +542,9 @@ impl Actor {
             return;
         };
         let ok = outcome.is_ok();
+        if ok {
+            failpoint::hit(progress.phase, "after", kind.name());
+        }
         progress.on_reply(kind, replica, epoch, outcome, now, retry);
         match kind {
             OrderKind::Promote if ok => self.lap(id, "promote"),
@@ -507,6 +582,23 @@ async fn give(peers: &Arc<dyn PeerNetwork>, node: NodeId, order: Order) -> Resul
     }
 }
 
+/// A change's name among the failpoints.
+fn word_of(change: &Change) -> &'static str {
+    match change {
+        Change::AllocateReplica { .. } => "record_allocate",
+        Change::DropReplica { .. } => "record_drop_replica",
+        Change::MarkReplica { .. } => "record_mark",
+        Change::Join { .. } => "record_join",
+        Change::Stabilize { .. } => "record_stabilize",
+        Change::Elect { .. } => "record_elect",
+        Change::Promote { .. } => "record_promote",
+        Change::LoseQuorum { .. } => "record_lose_quorum",
+        Change::Switch { .. } => "record_switch",
+        Change::Recover { .. } => "record_recover",
+        Change::Remove => "record_remove",
+    }
+}
+
 /// The report of a replica that its node does not name.
 fn absent(database: DatabaseId, replica: ReplicaId, node: NodeId) -> ReplicaReport {
     ReplicaReport {
@@ -530,6 +622,6 @@ fn absent(database: DatabaseId, replica: ReplicaId, node: NodeId) -> ReplicaRepo
     }
 }
 
-fn unix_ms() -> u64 {
+pub(super) fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }

@@ -5,12 +5,16 @@
 //! state that a successor needs: what must survive is in the map.
 
 mod actor;
+pub mod failpoint;
 mod nodes;
+mod record;
 mod steps;
 
 use crate::decide::{Failure, Reply, Timers};
 use crate::map::{Leader, Map, ProposeError};
-use quorate_model::{Applied, DatabaseId, Epoch, NodeId, PartitionMap, ReplicaId, ReplicaReport};
+use quorate_model::{
+    Applied, DatabaseId, Epoch, NodeId, OperationId, PartitionMap, ReplicaId, ReplicaReport,
+};
 use quorate_transport::PeerNetwork;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, watch};
@@ -58,7 +62,18 @@ enum Event {
         database: DatabaseId,
         version: u64,
         proposal: actor::Proposal,
+        point: actor::Point,
         outcome: Result<Applied, ProposeError>,
+    },
+    Claimed {
+        operation: OperationId,
+        point: actor::Point,
+        outcome: Result<Applied, ProposeError>,
+    },
+    /// Somebody says that a node is not to be trusted, whether it answers or not.
+    Doubt {
+        node: NodeId,
+        reporter: NodeId,
     },
 }
 
@@ -93,6 +108,13 @@ impl Coordinator {
     /// A neighbour in the ring has not heard of `node` for `silent_ms`.
     pub fn suspect(&self, node: NodeId, reporter: NodeId, silent_ms: u64) {
         self.send(Event::Suspect { node, reporter, silent_ms });
+    }
+
+    /// An operator suspects `node`, whatever it answers: if it is silent it is found to be down; if it answers, its
+    /// primaries are fenced and elected again. The same path as the ring's suspicion, without waiting for a fault.
+    pub fn doubt(&self, node: NodeId, reporter: NodeId) {
+        self.send(Event::Suspect { node, reporter, silent_ms: 0 });
+        self.send(Event::Doubt { node, reporter });
     }
 
     /// A suspect was heard again.

@@ -151,6 +151,7 @@ mod tests {
             }],
             operation: None,
             copies: 3,
+            reads: Reads::Lease,
         }
     }
 

@@ -8,20 +8,22 @@
 //! (R4). Everything that is ordered names the epoch that was looked at here.
 
 pub mod election;
+pub mod explain;
+pub mod operate;
 pub mod order;
 pub mod reconfigure;
 pub mod settle;
 pub mod timers;
 pub mod view;
 
-pub use order::{Failure, Fenced, Order, OrderKind, Promoted, Reply, What};
+pub use order::{Behalf, Failure, Fenced, Order, OrderKind, Promoted, Reply, What};
 pub use timers::Timers;
 pub use view::{Health, Heard, NodeDown, Progress, Trigger, View};
 
 #[cfg(test)]
 mod tests;
 
-use quorate_model::{Change, Database, EventKind, OperationId, OperationState, Phase, ReplicaId};
+use quorate_model::{Change, Database, EventKind, OperationId, OperationState, Phase, ReplicaId, Step};
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,14 +37,31 @@ pub enum Act {
     Elect(Trigger),
     /// Give an order to the node of its replica.
     Order(Order),
-    /// Say where an operation stands, if that is not what the map says already.
-    Progress {
+    /// Take an operation over, as the attempt after this one.
+    Claim {
         operation: OperationId,
-        step: String,
+        attempt: u32,
+    },
+    /// Take an operation to a step, and make the change of the record that this step is. What was decided for an
+    /// earlier attempt is refused by the map (I13).
+    Advance {
+        operation: OperationId,
+        attempt: u32,
+        step: Step,
+        change: Option<Change>,
+        note: Note,
+    },
+    /// Give an operation up: its way back begins.
+    GiveUp {
+        operation: OperationId,
+        attempt: u32,
+        because: String,
     },
     EndOperation {
         operation: OperationId,
+        attempt: u32,
         state: OperationState,
+        note: Note,
     },
 }
 
@@ -63,9 +82,18 @@ pub enum Note {
 /// What to do now for this database. Nothing is decided twice: orders under way are in `progress`, and a proposal
 /// that was accepted changes the record.
 pub fn next(view: &View<'_>, database: &Database, progress: &Progress) -> Vec<Act> {
+    if let Some(act) = operate::give_up(view, database) {
+        return vec![act];
+    }
+    let mut acts = in_phase(view, database, progress);
+    acts.extend(operate::claim(view, database));
+    acts
+}
+
+fn in_phase(view: &View<'_>, database: &Database, progress: &Progress) -> Vec<Act> {
     match &database.phase {
-        Phase::Creating => settle::creating(view, database, progress),
-        Phase::Dropping => settle::dropping(view, database),
+        Phase::Creating => operate::creating(view, database, progress),
+        Phase::Dropping => operate::dropping(view, database),
         Phase::Stable => settle::stable(view, database, progress),
         Phase::Joint => settle::joint(view, database, progress),
         Phase::Electing { .. } | Phase::QuorumLost { .. } => reconfigure::electing(view, database, progress),
@@ -85,5 +113,6 @@ fn order(
     if !progress.may_send(what.kind(), replica, view.now_ms) {
         return None;
     }
-    Some(Act::Order(Order { database: database.id, replica, epoch: database.epoch, what }))
+    let behalf = operate::behalf(view, database);
+    Some(Act::Order(Order { database: database.id, replica, epoch: database.epoch, behalf, what }))
 }

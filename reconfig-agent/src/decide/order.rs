@@ -3,7 +3,9 @@
 //! Every order names the epoch it is given in. A node refuses an order whose epoch is older than what the
 //! replica promised (I5, I13), and every order may be given again: it then finds its work done.
 
-use quorate_model::{DatabaseId, Epoch, InstanceRole, Lineage, Lsn, NodeId, Position, ReplicaId, Timeline};
+use quorate_model::{
+    DatabaseId, Epoch, InstanceRole, Lineage, Lsn, NodeId, OperationId, Position, ReplicaId, Timeline,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -14,7 +16,24 @@ pub struct Order {
     pub replica: ReplicaId,
     /// The epoch of the map's record from which this order was decided.
     pub epoch: Epoch,
+    /// The operation that this order is a part of. A node that knows of a later attempt refuses it (I13).
+    pub behalf: Option<Behalf>,
     pub what: What,
+}
+
+/// The attempt of an operation for which an order is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Behalf {
+    pub operation: OperationId,
+    pub attempt: u32,
+}
+
+impl Behalf {
+    /// Whether an order given for `latest` makes this one a zombie's: a later attempt of the same operation, or a later
+    /// operation on the same database, of which there is one at a time.
+    pub fn yields_to(self, latest: Behalf) -> bool {
+        (latest.operation, latest.attempt) > (self.operation, self.attempt)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -123,6 +142,8 @@ pub struct Promoted {
 pub enum Failure {
     #[error("{replica} has promised epoch {promise}")]
     Promised { replica: ReplicaId, promise: Epoch },
+    #[error("{operation} is in attempt {attempt} now")]
+    Superseded { operation: OperationId, attempt: u32 },
     #[error("{0} is not here")]
     NotHere(ReplicaId),
     #[error("{replica} is divergent: its log ends at {lsn} on timeline {timeline}")]
@@ -133,4 +154,18 @@ pub enum Failure {
     Unreachable(String),
     #[error("{replica} goes by the record of epoch {by} already")]
     Overtaken { replica: ReplicaId, by: Epoch },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_yields_to_later_attempts_and_later_operations_only() {
+        let of = |operation, attempt| Behalf { operation: OperationId(operation), attempt };
+        assert!(of(7, 1).yields_to(of(7, 2)));
+        assert!(of(7, 9).yields_to(of(8, 1)));
+        assert!(!of(7, 2).yields_to(of(7, 2)), "the same order may come twice");
+        assert!(!of(7, 2).yields_to(of(7, 1)));
+    }
 }

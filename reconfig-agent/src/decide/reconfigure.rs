@@ -2,8 +2,8 @@
 
 use super::election::{self, Ballot, Outcome};
 use super::view::{Health, Progress, Trigger, View};
-use super::{Act, Note, What, order};
-use quorate_model::{Change, Database, EventKind, InstanceRole, Lineage, Phase, ReplicaId, RunState};
+use super::{Act, Note, What, operate, order};
+use quorate_model::{Change, Database, EventKind, InstanceRole, Lineage, NodeId, Phase, ReplicaId, RunState};
 use std::collections::BTreeSet;
 
 /// A failed order is repeated so often before a new election replaces the candidate.
@@ -33,10 +33,9 @@ pub fn electing(view: &View<'_>, database: &Database, progress: &Progress) -> Ve
         return take_over(view, database);
     }
     let mut acts: Vec<Act> = database
-        .replicas
-        .keys()
+        .copies()
         .filter(|r| progress.fences.get(r).is_none_or(|f| f.position.is_none()))
-        .filter_map(|r| order(view, database, progress, *r, What::Fence))
+        .filter_map(|r| order(view, database, progress, r, What::Fence))
         .collect();
     let awaited = awaited(view, database, progress);
     let wish = progress.trigger.as_ref().and_then(|t| t.wish);
@@ -48,6 +47,10 @@ pub fn electing(view: &View<'_>, database: &Database, progress: &Progress) -> Ve
         }),
         Outcome::Patience => {}
         Outcome::Uncovered { missing } => {
+            if let Some(act) = operate::recover(view, database, progress) {
+                acts.push(act);
+                return acts;
+            }
             let waited = view.now_ms.saturating_sub(progress.entered_ms);
             let recorded = match &database.phase {
                 Phase::QuorumLost { missing: known, .. } => *known == missing,
@@ -84,10 +87,8 @@ fn awaited(view: &View<'_>, database: &Database, progress: &Progress) -> BTreeSe
     let trigger = progress.trigger.as_ref();
     let members = database.members();
     database
-        .replicas
-        .iter()
-        .filter(|(_, replica)| !view.down.contains_key(&replica.node))
-        .map(|(id, _)| *id)
+        .copies()
+        .filter(|r| !is_down(view, database, *r))
         .filter(|r| progress.fences.get(r).is_none_or(|f| f.position.is_none()))
         .filter(|r| {
             let answered = progress.fences.contains_key(r);
@@ -148,15 +149,14 @@ pub fn promoting(view: &View<'_>, database: &Database, progress: &Progress) -> V
     }
     let lineage = lineage(database, promoted);
     let mut acts: Vec<Act> = database
-        .replicas
-        .keys()
-        .filter(|r| **r != candidate && !progress.attached.contains(r) && !progress.divergent.contains(r))
+        .copies()
+        .filter(|r| *r != candidate && !progress.attached.contains(r) && !progress.divergent.contains(r))
         // Whoever did not answer the fence is attached too: the order is a promise as well, and nobody asks again.
-        .filter(|r| progress.fences.contains_key(r) || view.health(database, **r) == Health::Well)
+        .filter(|r| progress.fences.contains_key(r) || view.health(database, *r) == Health::Well)
         .filter_map(|r| {
             let node = database.node_of(candidate)?;
             let what = What::Attach { primary: candidate, node, history: lineage.clone() };
-            order(view, database, progress, *r, what)
+            order(view, database, progress, r, what)
         })
         .collect();
     if !progress.passed_barrier_of(database.epoch) {
@@ -188,8 +188,7 @@ fn replace_placeholders(view: &View<'_>, database: &Database, progress: &Progres
     {
         return Vec::new();
     }
-    let learners: Vec<ReplicaId> =
-        database.replicas.keys().copied().filter(|r| !database.current.contains(*r)).collect();
+    let learners: Vec<ReplicaId> = database.copies().filter(|r| !database.current.contains(*r)).collect();
     if let Some(ready) = learners.iter().find(|r| view.is_ready(database, **r)) {
         return vec![Act::Elect(Trigger {
             reason: format!("{ready} was built to replace the voters of {candidate}"),
@@ -212,9 +211,25 @@ fn is_down(view: &View<'_>, database: &Database, replica: ReplicaId) -> bool {
     database.node_of(replica).is_some_and(|n| view.down.contains_key(&n))
 }
 
-/// Who may replicate from the primary: every replica of the record but itself.
+/// Who may replicate from the primary: every copy of the record but itself.
 pub fn allowed(database: &Database) -> BTreeSet<ReplicaId> {
-    database.replicas.keys().copied().filter(|r| *r != database.current.primary).collect()
+    database.copies().filter(|r| *r != database.current.primary).collect()
+}
+
+/// A node that answers was suspected: its primary is fenced and, being healthy, elected again. None, when there is
+/// nothing to be suspicious of.
+pub fn suspected(view: &View<'_>, database: &Database, node: NodeId, reported_by: NodeId) -> Option<Trigger> {
+    let led = matches!(database.phase, Phase::Stable | Phase::Joint) && database.primary_node() == Some(node);
+    let name = view.map.nodes.get(&node).map_or("?", |n| n.name.as_str());
+    led.then(|| Trigger {
+        reason: format!("node {name} was suspected, and answers"),
+        reported_by: Some(reported_by),
+        detect_ms: 0,
+        from: database.current.primary,
+        restart: false,
+        switchover: false,
+        wish: None,
+    })
 }
 
 /// The barrier of the configuration in force: it names the voters and cuts everybody else first (R2).

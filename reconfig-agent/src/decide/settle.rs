@@ -1,106 +1,15 @@
-//! Everything but a change of primary: creating, keeping the copies complete, changing voters, moving, dropping
-//! (DESIGN §5, steps a, b and f).
+//! The upkeep of a database that has its primary: keeping the copies complete, changing voters (DESIGN §5, steps a,
+//! b and f).
 
-use super::reconfigure::{allowed, barrier};
+use super::operate::{self, UnderWay};
+use super::reconfigure::barrier;
 use super::view::{Health, Progress, Trigger, View};
-use super::{Act, Note, What, order};
+use super::{Act, Note, order};
 use quorate_model::{
-    Change, Configuration, Database, EventKind, InstanceRole, Lineage, Lsn, NodeId, Operation, OperationKind,
-    OperationState, ReplicaId, ReplicaState, RunState, Timeline, placement,
+    Change, Configuration, Database, EventKind, InstanceRole, NodeId, OperationKind, ReplicaId, ReplicaState,
+    RunState, placement,
 };
 use std::collections::BTreeSet;
-
-fn running<'a>(view: &'a View<'_>, database: &Database) -> Option<&'a Operation> {
-    view.map.operations.get(&database.operation?).filter(|o| !o.state.is_over())
-}
-
-fn step(operation: Option<&Operation>, text: &str) -> Option<Act> {
-    let operation = operation?;
-    (operation.step != text).then(|| Act::Progress { operation: operation.id, step: text.to_owned() })
-}
-
-/// Creating: the primary's node makes the instance by itself, the others copy it; then barrier, open, record.
-pub fn creating(view: &View<'_>, database: &Database, progress: &Progress) -> Vec<Act> {
-    let operation = running(view, database);
-    let primary = database.current.primary;
-    let mut acts = Vec::new();
-    let Some(report) = view.report(primary).filter(|r| r.is_healthy()) else {
-        acts.extend(step(operation, &format!("initialising {primary}")));
-        return acts;
-    };
-    if report.role != InstanceRole::Primary {
-        // Its node restarted in the middle: every instance starts as a standby.
-        let what = What::Promote {
-            sync_names: database.current.sync_names(),
-            allowed: allowed(database),
-            uuid: uuid::Uuid::from_u128(database.id.0.into()),
-        };
-        acts.extend(order(view, database, progress, primary, what));
-        return acts;
-    }
-    let copied = database.current.voters.iter().filter(|r| view.is_ready(database, **r)).count();
-    if copied < database.current.voters.len() {
-        let text = format!("copying to {} secondaries, {copied} ready", database.current.voters.len());
-        acts.extend(step(operation, &text));
-        return acts;
-    }
-    if !progress.passed_barrier_of(database.epoch) {
-        acts.extend(step(operation, "passing the first barrier"));
-        acts.extend(order(view, database, progress, primary, barrier(database)));
-        return acts;
-    }
-    if !progress.opened {
-        acts.extend(order(view, database, progress, primary, What::Open));
-        return acts;
-    }
-    let first = Lineage {
-        epoch: database.epoch.reign(),
-        timeline: report.timeline.max(Timeline(1)),
-        start_lsn: Lsn(0),
-        uuid: uuid::Uuid::from_u128(database.id.0.into()),
-    };
-    acts.push(Act::Propose {
-        change: Change::Stabilize { lineage: Some(first) },
-        note: Note::Event {
-            kind: EventKind::Created,
-            reason: "create database".to_owned(),
-            from: None,
-            to: Some(primary),
-        },
-    });
-    acts
-}
-
-/// Dropping: nodes delete by themselves what the map calls dropped; the record goes when nobody holds any.
-pub fn dropping(view: &View<'_>, database: &Database) -> Vec<Act> {
-    let left: Vec<ReplicaId> = database
-        .replicas
-        .iter()
-        .filter(|(id, replica)| {
-            !view.down.contains_key(&replica.node)
-                && view.report(**id).is_none_or(|r| r.run != RunState::Absent)
-        })
-        .map(|(id, _)| *id)
-        .collect();
-    let mut acts = Vec::new();
-    if !left.is_empty() {
-        acts.extend(step(running(view, database), &format!("deleting {} replicas", left.len())));
-        return acts;
-    }
-    if let Some(operation) = running(view, database) {
-        return vec![Act::EndOperation { operation: operation.id, state: OperationState::Done }];
-    }
-    acts.push(Act::Propose {
-        change: Change::Remove,
-        note: Note::Event {
-            kind: EventKind::Dropped,
-            reason: "drop database".to_owned(),
-            from: None,
-            to: None,
-        },
-    });
-    acts
-}
 
 /// The first thing that is wrong with the primary, if anything is.
 fn primary_trouble(view: &View<'_>, database: &Database, progress: &Progress) -> Option<Trigger> {
@@ -158,9 +67,16 @@ pub fn stable(view: &View<'_>, database: &Database, progress: &Progress) -> Vec<
     if let Some(trigger) = primary_trouble(view, database, progress) {
         return vec![Act::Elect(trigger)];
     }
-    if let Some(operation) = running(view, database) {
-        if let Some(acts) = operate(view, database, progress, operation) {
-            return acts;
+    if let Some(trigger) = second_copy(view, database) {
+        return vec![Act::Elect(trigger)];
+    }
+    match operate::under_way(view, database) {
+        UnderWay::Nothing => {}
+        UnderWay::Elsewhere => return Vec::new(),
+        UnderWay::Mine(operation) => {
+            if let Some(acts) = operate::stable(view, database, progress, operation) {
+                return acts;
+            }
         }
     }
     let act = marks(view, database)
@@ -169,6 +85,24 @@ pub fn stable(view: &View<'_>, database: &Database, progress: &Progress) -> Vec<
         .or_else(|| forget_lost(view, database))
         .or_else(|| complete(view, database));
     act.into_iter().collect()
+}
+
+/// A lone primary gets its first voter by an election: it holds no lease, so it has to answer a fence before anybody
+/// else may count.
+fn second_copy(view: &View<'_>, database: &Database) -> Option<Trigger> {
+    if !database.is_read_only() {
+        return None;
+    }
+    let ready = database.learners().find(|r| view.is_ready(database, *r))?;
+    Some(Trigger {
+        reason: format!("{ready} is the second copy: commits can be acknowledged again"),
+        reported_by: Some(view.me),
+        detect_ms: 0,
+        from: database.current.primary,
+        restart: false,
+        switchover: false,
+        wish: None,
+    })
 }
 
 /// Joint: the barrier of the new configuration, then Stable.
@@ -204,7 +138,7 @@ pub fn joint(view: &View<'_>, database: &Database, progress: &Progress) -> Vec<A
 
 /// Records for how long a replica has been lost, so that the slow timer outlives a coordinator.
 fn marks(view: &View<'_>, database: &Database) -> Option<Act> {
-    database.replicas.iter().find_map(|(id, replica)| {
+    database.replicas.iter().filter(|(id, _)| !database.is_quarantined(**id)).find_map(|(id, replica)| {
         let lost = matches!(view.health(database, *id), Health::Unwell { .. })
             && !matches!(
                 view.report(*id).map(|r| &r.run),
@@ -231,11 +165,13 @@ fn marks(view: &View<'_>, database: &Database) -> Option<Act> {
 }
 
 fn join(database: &Database, voters: BTreeSet<ReplicaId>) -> Act {
+    Act::Propose { change: joined(database, voters), note: Note::Nothing }
+}
+
+/// The change to these voters under the same primary.
+pub fn joined(database: &Database, voters: BTreeSet<ReplicaId>) -> Change {
     let k = database.current.k.min(voters.len() as u32).max(1);
-    Act::Propose {
-        change: Change::Join { current: Configuration { primary: database.current.primary, voters, k } },
-        note: Note::Nothing,
-    }
+    Change::Join { current: Configuration { primary: database.current.primary, voters, k } }
 }
 
 /// A dead voter is taken out at once when another lives, so that the other alone can take over.
@@ -253,10 +189,13 @@ fn shrink(view: &View<'_>, database: &Database) -> Option<Act> {
 /// A learner that keeps up becomes a voter; with only a dead voter left, it takes that one's place.
 fn admit_learner(view: &View<'_>, database: &Database) -> Option<Act> {
     let wanted = (database.copies as usize).saturating_sub(1).max(1);
-    let moving = match running(view, database).map(|o| &o.kind) {
+    let moving = match operate::running(view, database).map(|o| &o.kind) {
         Some(OperationKind::MoveReplica { built, .. }) => Some(*built),
         _ => None,
     };
+    if database.is_read_only() {
+        return None;
+    }
     let ready = database.learners().find(|r| Some(*r) != moving && view.is_ready(database, *r))?;
     let mut voters = database.current.voters.clone();
     if voters.len() >= wanted {
@@ -296,7 +235,7 @@ fn forget_lost(view: &View<'_>, database: &Database) -> Option<Act> {
     let gone = database.learners().find(|r| is_beyond_return(view, database, *r))?;
     let node_is_down = database.node_of(gone).is_some_and(|n| view.down.contains_key(&n));
     let successor_elsewhere = place(view, database, Some(gone)).is_some();
-    let enough = database.replicas.len() > database.copies as usize;
+    let enough = database.copies().count() > database.copies as usize;
     if node_is_down && !successor_elsewhere && !enough {
         return None;
     }
@@ -317,14 +256,15 @@ fn forget_lost(view: &View<'_>, database: &Database) -> Option<Act> {
 /// Adds a learner when copies are missing, or when a voter is beyond return and must be exchanged first; drops a
 /// learner that is one too many (a copy that came back after its successor was built).
 fn complete(view: &View<'_>, database: &Database) -> Option<Act> {
-    let operation = running(view, database);
+    let operation = operate::running(view, database);
     let moving = matches!(operation.map(|o| &o.kind), Some(OperationKind::MoveReplica { .. }));
     let copies = database.copies as usize;
-    let doomed = database.replicas.keys().filter(|r| is_beyond_return(view, database, **r)).count();
-    if database.replicas.len() < copies + doomed {
+    let held = database.copies().count();
+    let doomed = database.copies().filter(|r| is_beyond_return(view, database, *r)).count();
+    if held < copies + doomed {
         return allocate(view, database);
     }
-    let surplus = database.replicas.len() > copies && !moving;
+    let surplus = held > copies && !moving;
     let full = database.current.voters.len() + 1 >= copies;
     let voters_live = database.current.voters.iter().all(|r| view.health(database, *r) == Health::Well);
     if surplus && full && voters_live {
@@ -345,10 +285,9 @@ fn complete(view: &View<'_>, database: &Database) -> Option<Act> {
 
 fn place(view: &View<'_>, database: &Database, without: Option<ReplicaId>) -> Option<NodeId> {
     let kept: BTreeSet<NodeId> = database
-        .replicas
-        .iter()
-        .filter(|(id, _)| Some(**id) != without && !is_beyond_return(view, database, **id))
-        .map(|(_, r)| r.node)
+        .copies()
+        .filter(|id| Some(*id) != without && !is_beyond_return(view, database, *id))
+        .filter_map(|id| database.node_of(id))
         .collect();
     placement::place_replica(view.map, &view.usable_nodes(), database, &kept)
 }
@@ -357,83 +296,4 @@ fn place(view: &View<'_>, database: &Database, without: Option<ReplicaId>) -> Op
 pub fn allocate(view: &View<'_>, database: &Database) -> Option<Act> {
     let node = place(view, database, None)?;
     Some(Act::Propose { change: Change::AllocateReplica { node }, note: Note::Nothing })
-}
-
-/// What an operation asks for now; `None` leaves the database to its usual upkeep.
-fn operate(
-    view: &View<'_>,
-    database: &Database,
-    progress: &Progress,
-    operation: &Operation,
-) -> Option<Vec<Act>> {
-    let end = |state| Some(vec![Act::EndOperation { operation: operation.id, state }]);
-    match &operation.kind {
-        OperationKind::CreateDatabase => end(OperationState::Done),
-        OperationKind::DropDatabase => None,
-        OperationKind::Switchover { to } => {
-            if operation.step.starts_with("switching") {
-                let moved = operation.step.strip_prefix("switching from ")
-                    != Some(&database.current.primary.to_string());
-                return end(if moved {
-                    OperationState::Done
-                } else {
-                    OperationState::Failed("the primary stayed: nobody else was as far".to_owned())
-                });
-            }
-            let target = match to {
-                Some(node) => database.replicas_on(*node).find(|r| database.current.voters.contains(r)),
-                None => database.current.voters.iter().copied().find(|r| view.is_ready(database, *r)),
-            };
-            let Some(target) = target.filter(|r| view.is_ready(database, *r)) else {
-                return end(OperationState::Failed(
-                    "the target does not follow the primary closely; see SHOW REPLICAS".to_owned(),
-                ));
-            };
-            if !progress.checkpointed
-                && progress.failures_of(super::OrderKind::Checkpoint, database.current.primary) == 0
-            {
-                let what = What::Checkpoint;
-                return Some(
-                    order(view, database, progress, database.current.primary, what).into_iter().collect(),
-                );
-            }
-            let text = format!("switching from {}", database.current.primary);
-            Some(vec![
-                Act::Progress { operation: operation.id, step: text },
-                Act::Propose {
-                    change: Change::Switch { coordinator: view.me, to: Some(target) },
-                    note: Note::Nothing,
-                },
-            ])
-        }
-        OperationKind::MoveReplica { from, built, .. } => {
-            let voting = database.current.voters.contains(built);
-            if !database.replicas.contains_key(built) {
-                return end(OperationState::Failed(format!("{built} was lost while it was built")));
-            }
-            if !voting && view.is_ready(database, *built) {
-                let mut voters = database.current.voters.clone();
-                voters.remove(from);
-                voters.insert(*built);
-                return Some(vec![join(database, voters)]);
-            }
-            if !voting {
-                let acts: Vec<Act> =
-                    step(Some(operation), &format!("copying to {built}")).into_iter().collect();
-                return if acts.is_empty() { None } else { Some(acts) };
-            }
-            if database.replicas.contains_key(from) && !database.current.contains(*from) {
-                return Some(vec![Act::Propose {
-                    change: Change::DropReplica { replica: *from },
-                    note: Note::Event {
-                        kind: EventKind::ReplicaBuilt,
-                        reason: format!("moved: {built} replaces {from}"),
-                        from: Some(*from),
-                        to: Some(*built),
-                    },
-                }]);
-            }
-            end(OperationState::Done)
-        }
-    }
 }

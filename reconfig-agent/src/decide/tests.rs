@@ -6,6 +6,10 @@ use super::*;
 use quorate_model::*;
 use std::collections::{BTreeMap, BTreeSet};
 
+mod explanations;
+mod operations;
+mod recovery;
+
 /// A replica as the world has it.
 #[derive(Clone)]
 struct Fake {
@@ -34,6 +38,9 @@ struct World {
     /// The highest position that a client was told of, and who held it.
     acknowledged: Lsn,
     refused: Vec<Refusal>,
+    claims: BTreeMap<OperationId, u32>,
+    /// Every step that was recorded.
+    steps: Vec<Step>,
 }
 
 impl World {
@@ -79,6 +86,8 @@ impl World {
             unwell_since: BTreeMap::new(),
             acknowledged: Lsn(0),
             refused: Vec::new(),
+            claims: BTreeMap::new(),
+            steps: Vec::new(),
         };
         world.run_until("created", |w| w.is_open() && w.db().phase == Phase::Stable);
         world
@@ -99,7 +108,7 @@ impl World {
     fn agents(&mut self) {
         let d = self.db().clone();
         for (id, record) in &d.replicas {
-            if self.down.contains_key(&record.node) {
+            if self.down.contains_key(&record.node) || d.is_quarantined(*id) {
                 continue;
             }
             let primary = self.replicas.get(&d.current.primary).cloned();
@@ -243,6 +252,7 @@ impl World {
                 down: &self.down,
                 reports: &reports,
                 timers: &self.timers,
+                claims: &self.claims,
             };
             next(&view, &d, &self.progress)
         };
@@ -264,11 +274,30 @@ impl World {
                     let outcome = self.obey(&d, order);
                     self.progress.on_reply(kind, replica, epoch, outcome, self.now, 150);
                 }
-                Act::Progress { operation, step } => {
-                    let _ = self.map.apply(Command::Progress { operation, step, now_ms: self.now });
+                Act::Claim { operation, attempt } => {
+                    let (owner, now_ms) = (self.me, self.now);
+                    let claim = Command::Claim { operation, attempt, owner, now_ms };
+                    let Ok(Applied::Attempt(attempt)) = self.map.apply(claim) else { panic!("not claimed") };
+                    self.claims.insert(operation, attempt);
                 }
-                Act::EndOperation { operation, state } => {
-                    self.map.apply(Command::EndOperation { operation, state, now_ms: self.now }).unwrap();
+                Act::Advance { operation, attempt, step, change, .. } if change.is_none() || !changed => {
+                    changed |= change.is_some();
+                    self.steps.push(step.clone());
+                    let change = change.map(|c| (d.version, c));
+                    let now_ms = self.now;
+                    let advance = Command::Advance { operation, attempt, step, change, now_ms };
+                    if let Err(refusal) = self.map.apply(advance) {
+                        self.refused.push(refusal);
+                    }
+                }
+                Act::GiveUp { operation, attempt, because } => {
+                    let (attempt, because, now_ms) = (Some(attempt), Some(because), self.now);
+                    let cancel = Command::CancelOperation { operation, attempt, because, now_ms };
+                    self.map.apply(cancel).unwrap();
+                }
+                Act::EndOperation { operation, attempt, state, .. } => {
+                    let end = Command::EndOperation { operation, attempt, state, now_ms: self.now };
+                    self.map.apply(end).unwrap();
                 }
                 _ => {}
             }
@@ -292,6 +321,7 @@ impl World {
     fn obey(&mut self, d: &Database, order: Order) -> Result<Reply, Failure> {
         let unreachable = Failure::Unreachable("down".into());
         let node = d.node_of(order.replica).ok_or(unreachable.clone())?;
+        assert!(!d.is_quarantined(order.replica), "a quarantined replica is left alone: {order:?}");
         if self.down.contains_key(&node) {
             return Err(unreachable);
         }
@@ -358,7 +388,7 @@ impl World {
             What::Barrier { .. } => {
                 fake.position.epoch = order.epoch.reign();
                 fake.position.lsn.0 += 1;
-                if !any_voter {
+                if !any_voter && !d.is_read_only() {
                     return Err(Failure::Instance("nobody acknowledges".into()));
                 }
                 Reply::Passed { lsn: fake.position.lsn }
@@ -501,57 +531,6 @@ fn a_coordinator_that_finds_somebody_elses_election_starts_over() {
     world.apply(&e, Change::Promote { coordinator: NodeId(1), current });
     assert!(!world.db().previous.is_empty());
     world.run_until("open", |w| w.is_open() && w.db().phase == Phase::Stable);
-}
-
-#[test]
-fn switches_over_to_the_wished_node() {
-    let mut world = World::new(4);
-    assert!(world.commit());
-    world.run_until("idle", |w| w.db().operation.is_none());
-    let begun =
-        world.map.apply(Command::BeginSwitchover { database: world.id, to: Some(NodeId(3)), now_ms: 0 });
-    assert!(begun.is_ok(), "{begun:?}");
-    world.run_until("switched", |w| {
-        w.is_open() && w.db().phase == Phase::Stable && w.db().primary_node() == Some(NodeId(3))
-    });
-    world.run_until("done", |w| w.db().operation.is_none());
-    assert!(world.map.operations.values().all(|o| o.state == OperationState::Done));
-    world.run_until("whole", World::is_whole);
-}
-
-#[test]
-fn moves_a_replica() {
-    let mut world = World::new(4);
-    world.run_until("idle", |w| w.db().operation.is_none());
-    world
-        .map
-        .apply(Command::BeginMove { database: world.id, from: NodeId(2), to: NodeId(4), now_ms: 0 })
-        .unwrap();
-    world.run_until("moved", |w| w.db().operation.is_none());
-    assert!(world.is_whole());
-    assert!(world.db().replicas_on(NodeId(2)).next().is_none());
-    assert!(world.map.operations.values().all(|o| o.state == OperationState::Done));
-}
-
-#[test]
-fn drops_a_database() {
-    let mut world = World::new(4);
-    world.run_until("idle", |w| w.db().operation.is_none());
-    let name = ("demo".to_owned(), "app".to_owned());
-    world.map.apply(Command::DropDatabase { server: name.0, name: name.1, now_ms: 0 }).unwrap();
-    for fake in world.replicas.values_mut() {
-        fake.run = RunState::Absent;
-    }
-    for _ in 0..50 {
-        if !world.map.databases.contains_key(&world.id) {
-            return;
-        }
-        for fake in world.replicas.values_mut() {
-            fake.run = RunState::Absent;
-        }
-        world.step();
-    }
-    panic!("still there: {:?} {:?}", world.db(), world.refused);
 }
 
 /// Found by the model checker: the incumbent alone covers, so the fences of both secondaries may fail, and the barrier

@@ -3,8 +3,8 @@
 use super::order::{Failure, Fenced, OrderKind, Promoted, Reply};
 use super::timers::Timers;
 use quorate_model::{
-    Database, Epoch, GateReport, InstanceRole, Lsn, NodeId, PartitionMap, ReplicaId, ReplicaReport, RunState,
-    StepTime,
+    Database, Epoch, GateReport, InstanceRole, Lsn, NodeId, OperationId, PartitionMap, ReplicaId,
+    ReplicaReport, RunState, StepTime,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,6 +41,8 @@ pub struct View<'a> {
     pub down: &'a BTreeMap<NodeId, NodeDown>,
     pub reports: &'a BTreeMap<ReplicaId, Heard>,
     pub timers: &'a Timers,
+    /// Attempts of operations that this coordinator took over since it leads. It acts for no other.
+    pub claims: &'a BTreeMap<OperationId, u32>,
 }
 
 /// How a replica is, as far as its coordinator can tell.

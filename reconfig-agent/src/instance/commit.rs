@@ -55,6 +55,23 @@ impl Instance {
         .await
     }
 
+    /// Writes the epoch row where there is no quorum to wait for: on a primary whose every commit waits, because
+    /// nobody follows it. Returns how far its log is flushed.
+    pub async fn write_epoch_alone(
+        &self,
+        epoch: Epoch,
+        uuid: Uuid,
+        deadline: Duration,
+    ) -> Result<Lsn, InstanceError> {
+        within(EPOCH, deadline, async {
+            self.inner.promotion_is_logged_if_primary().await?;
+            self.inner.write_epoch_row(epoch, uuid, deadline).await?;
+            let row = self.inner.sessions.row(EPOCH, "SELECT pg_current_wal_flush_lsn()", deadline).await?;
+            row.lsn(0)
+        })
+        .await
+    }
+
     /// Returns a position that the quorum holds: every commit that returned before this call is before it.
     pub async fn barrier(&self, deadline: Duration) -> Result<Lsn, InstanceError> {
         within(BARRIER, deadline, async { Waiter::open(&self.inner, deadline).await?.pass(BARRIER).await })

@@ -35,7 +35,10 @@ impl Purpose {
             Purpose::Patient => "-c statement_timeout=0 -c lock_timeout=0".to_owned(),
             Purpose::Local => "-c statement_timeout=0 -c synchronous_commit=local".to_owned(),
         };
-        format!("-c search_path=pg_catalog -c idle_in_transaction_session_timeout=0 {rest}")
+        format!(
+            "-c search_path=pg_catalog -c idle_in_transaction_session_timeout=0 \
+             -c default_transaction_read_only=off {rest}"
+        )
     }
 }
 

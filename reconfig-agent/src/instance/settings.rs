@@ -8,6 +8,7 @@ use super::paths::Paths;
 use super::user::OsUser;
 use super::version::Version;
 use quorate_model::ReplicaId;
+use quorate_model::configuration::SENTINEL_SYNC_NAMES;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -77,6 +78,9 @@ impl Settings<'_> {
         set("wal_log_hints", "on");
         set("synchronous_commit", "on");
         set("synchronous_standby_names", self.sync_names);
+        // Where no commit can be acknowledged, a client that did not insist is told at once instead of waiting.
+        let read_only = self.sync_names == SENTINEL_SYNC_NAMES;
+        set("default_transaction_read_only", if read_only { "on" } else { "off" });
         set("max_wal_size", &format!("{}MB", l.max_wal_size_mib));
         set("min_wal_size", "80MB");
         set("checkpoint_timeout", "5min");
@@ -153,7 +157,6 @@ pub fn conninfo_value(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use quorate_model::configuration::SENTINEL_SYNC_NAMES;
 
     #[test]
     #[allow(clippy::unwrap_used)]
@@ -170,6 +173,7 @@ mod tests {
         assert!(text.contains(r"primary_conninfo = 'host=''/run/o\\''q/9t'' port=5432"), "{text}");
         assert!(text.contains("synchronous_standby_names = 'ANY 1 (quorate_nobody)'"));
         assert!(text.contains("primary_slot_name = 'r9'"));
+        assert!(text.contains("default_transaction_read_only = 'on'"));
         assert!(!text.contains("allow_alter_system"));
     }
 }

@@ -14,7 +14,7 @@ pub mod state;
 
 use clock::{Clock, DRIFT_PPM, True};
 use quorate_model::{
-    Configuration, Database, DatabaseId, Lineage, Lsn, NodeId, PartitionMap, Phase, Position, Replica,
+    Configuration, Database, DatabaseId, Lineage, Lsn, NodeId, PartitionMap, Phase, Position, Reads, Replica,
     ReplicaId, ReplicaState, ServerId, Timeline,
 };
 use quorate_reconfig_agent::agent::standing::Standing;
@@ -93,6 +93,7 @@ fn record() -> Database {
             uuid: uuid::Uuid::nil(),
         }],
         operation: None,
+        reads: Reads::Lease,
         copies: 3,
     }
 }
@@ -194,7 +195,7 @@ impl Leases {
         if !self.rules.waits {
             progress.lease_until_ms = 0;
         }
-        let (map, reports) = (PartitionMap::default(), BTreeMap::new());
+        let (map, reports, claims) = (PartitionMap::default(), BTreeMap::new(), BTreeMap::new());
         let down: BTreeMap<NodeId, NodeDown> = BTreeMap::new();
         let view = View {
             me: COORDINATOR,
@@ -204,6 +205,7 @@ impl Leases {
             map: &map,
             down: &down,
             reports: &reports,
+            claims: &claims,
             timers: &Timers::default(),
         };
         let acts = decide::next(&view, &database, &progress);

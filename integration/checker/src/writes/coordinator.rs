@@ -73,12 +73,29 @@ pub fn coordinate(state: &mut State, bounds: &Bounds, decisions: &Decisions, zom
                 let _ = propose(state, bounds, database, change);
                 true
             }
-            Act::Progress { operation, step } => {
-                let _ = apply(state, Command::Progress { operation, step, now_ms: 0 });
+            Act::Claim { operation, attempt } => {
+                let claim = Command::Claim { operation, attempt, owner: inner.me, now_ms: 0 };
+                if let Ok(Applied::Attempt(attempt)) = apply(state, claim) {
+                    inner.claims.insert(operation, attempt);
+                }
                 false
             }
-            Act::EndOperation { operation, state: end } => {
-                let _ = apply(state, Command::EndOperation { operation, state: end, now_ms: 0 });
+            Act::Advance { operation, attempt, step, change, .. } => {
+                let changes = change.is_some();
+                // What the bounds exclude is refused as an unreachable map would.
+                if let Ok(change) = change.map(|change| within(state, bounds, database, change)).transpose() {
+                    let change = change.map(|change| (database.version, change));
+                    let _ = apply(state, Command::Advance { operation, attempt, step, change, now_ms: 0 });
+                }
+                changes
+            }
+            Act::GiveUp { operation, attempt, because } => {
+                let (attempt, because) = (Some(attempt), Some(because));
+                let _ = apply(state, Command::CancelOperation { operation, attempt, because, now_ms: 0 });
+                true
+            }
+            Act::EndOperation { operation, attempt, state: end, .. } => {
+                let _ = apply(state, Command::EndOperation { operation, attempt, state: end, now_ms: 0 });
                 true
             }
         };
@@ -128,6 +145,7 @@ fn decide(
         map: &map.0,
         down: &down,
         reports: &reports,
+        claims: &coordinator.claims,
         timers: &timers,
     };
     (decisions.next)(&view, database, &coordinator.progress)
@@ -183,19 +201,24 @@ fn apply(state: &mut State, command: Command) -> Result<Applied, Refusal> {
 
 /// Proposes against the version that was looked at. What the bounds exclude is refused as an unreachable map would.
 fn propose(state: &mut State, bounds: &Bounds, seen: &Database, change: Change) -> Result<Applied, Refusal> {
-    let change = match change {
+    let change = within(state, bounds, seen, change)?;
+    apply(state, Command::Reconfigure { database: seen.id, version: seen.version, change })
+}
+
+/// The change without its time, unless the bounds exclude it.
+fn within(state: &State, bounds: &Bounds, seen: &Database, change: Change) -> Result<Change, Refusal> {
+    match change {
         Change::AllocateReplica { .. } if state.map.0.last_id >= bounds.last_id() => {
-            return Err(Refusal::LimitReached("replicas".to_owned()));
+            Err(Refusal::LimitReached("replicas".to_owned()))
         }
         Change::Join { .. } if seen.epoch.config >= u64::from(bounds.joins) => {
-            return Err(Refusal::LimitReached("changes of voters".to_owned()));
+            Err(Refusal::LimitReached("changes of voters".to_owned()))
         }
         Change::MarkReplica { replica, state: ReplicaState::Down { .. } } => {
-            Change::MarkReplica { replica, state: ReplicaState::Down { since_ms: 0 } }
+            Ok(Change::MarkReplica { replica, state: ReplicaState::Down { since_ms: 0 } })
         }
-        change => change,
-    };
-    apply(state, Command::Reconfigure { database: seen.id, version: seen.version, change })
+        change => Ok(change),
+    }
 }
 
 /// An order's end reaches whoever gave it, if it still waits.
@@ -234,7 +257,8 @@ pub fn give_up(state: &mut State, letter: Letter) {
 pub fn take_over(state: &mut State, former_goes_on: bool) {
     let me = NodeId(state.leader.me.0 + 1);
     let progress = Progress::default();
-    let former = std::mem::replace(&mut state.leader, Arc::new(Coordinator { me, progress }));
+    let former =
+        std::mem::replace(&mut state.leader, Arc::new(Coordinator { me, progress, claims: BTreeMap::new() }));
     let letters: Vec<Letter> = state.network.keys().copied().filter(|l| l.from == former.me).collect();
     state.zombie = former_goes_on.then(|| (former, state.map.clone()));
     if !former_goes_on {

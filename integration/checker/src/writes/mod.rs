@@ -15,7 +15,7 @@ use crate::decisions::{Decisions, Quirk};
 use postgres::{Entry, Instance, Mode, Names};
 use quorate_model::{
     Command, Configuration, Database, DatabaseId, Epoch, GateReport, Lineage, Lsn, NodeId, NodeRecord,
-    PartitionMap, Phase, ReplicaId, ReplicaState, Server, ServerId, Timeline,
+    PartitionMap, Phase, Reads, ReplicaId, ReplicaState, Server, ServerId, Timeline,
 };
 use quorate_reconfig_agent::decide::Progress;
 use quorate_reconfig_agent::tunnel::Route;
@@ -102,6 +102,8 @@ pub enum Action {
     Keep(ReplicaId),
     Start(ReplicaId),
     Build(ReplicaId),
+    /// A barrier's deadline passes: only when nothing else goes on.
+    Expire(ReplicaId),
     Coordinate {
         zombie: bool,
         late: bool,
@@ -160,6 +162,7 @@ impl Writes {
                 uuid: uuid::Uuid::nil(),
             }],
             operation: None,
+            reads: Reads::Lease,
             copies: self.bounds.copies,
         }
     }
@@ -223,6 +226,7 @@ impl Writes {
             suspected: BTreeSet::new(),
             frozen: None,
             leader: Arc::new(Coordinator {
+                claims: BTreeMap::new(),
                 me: coordinator::FIRST_COORDINATOR,
                 progress: Progress::new(reign),
             }),

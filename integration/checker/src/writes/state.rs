@@ -2,7 +2,7 @@
 
 use super::postgres::{Instance, Mode, Names};
 use crate::decisions::Quirk;
-use quorate_model::{Database, Epoch, GateReport, NodeId, PartitionMap, ReplicaId};
+use quorate_model::{Database, Epoch, GateReport, NodeId, OperationId, PartitionMap, ReplicaId};
 use quorate_reconfig_agent::agent::standing::Standing;
 use quorate_reconfig_agent::decide::{OrderKind, Progress, What};
 use quorate_reconfig_agent::tunnel::Route;
@@ -126,6 +126,8 @@ pub struct Letter {
 pub struct Coordinator {
     pub me: NodeId,
     pub progress: Progress,
+    /// The attempts of operations that are its own.
+    pub claims: BTreeMap<OperationId, u32>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

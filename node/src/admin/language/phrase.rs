@@ -3,7 +3,7 @@
 use super::lexer::{Lexeme, Token};
 use super::suggest::closest;
 use crate::admin::error::AdminError;
-use quorate_model::OperationId;
+use quorate_model::{OperationId, ReplicaId};
 
 /// `server.database`
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +99,32 @@ impl<'a> Phrase<'a> {
         let id = id.ok_or_else(|| self.wanted("the id of an operation, as in op7"))?;
         self.skip();
         Ok(OperationId(id))
+    }
+
+    /// `KEY 'k'`, if it comes next: the client's idempotency key.
+    pub fn key(&mut self) -> Result<Option<String>, AdminError> {
+        if self.has("KEY") { self.text("the key, in quotes").map(Some) } else { Ok(None) }
+    }
+
+    pub fn symbol(&mut self, symbol: char) -> Result<(), AdminError> {
+        if self.peek().map(|l| &l.token) != Some(&Token::Symbol(symbol)) {
+            return Err(self.wanted(&format!("\"{symbol}\"")));
+        }
+        self.skip();
+        Ok(())
+    }
+
+    /// `r5`, bare or in quotes.
+    pub fn replica(&mut self) -> Result<ReplicaId, AdminError> {
+        let id = match self.peek().map(|l| &l.token) {
+            Some(Token::Word(text) | Token::Text(text) | Token::Quoted(text)) => {
+                ReplicaId::from_standby_name(text)
+            }
+            _ => None,
+        };
+        let id = id.ok_or_else(|| self.wanted("a replica, as in r5"))?;
+        self.skip();
+        Ok(id)
     }
 
     pub fn end(&self) -> Result<(), AdminError> {

@@ -10,14 +10,15 @@ use std::sync::Arc;
 
 pub const SPEC: Spec = Spec {
     words: &["DROP", "DATABASE"],
-    syntax: "DROP DATABASE s.d",
+    syntax: "DROP DATABASE s.d [KEY 'k']",
     help: "ends its sessions and deletes every copy",
-    parse: |phrase| Ok(Arc::new(DropDatabase { name: phrase.database()? })),
+    parse: |phrase| Ok(Arc::new(DropDatabase { name: phrase.database()?, key: phrase.key()? })),
 };
 
 #[derive(Debug)]
 struct DropDatabase {
     name: DatabaseName,
+    key: Option<String>,
 }
 
 #[async_trait::async_trait]
@@ -27,13 +28,14 @@ impl Order for DropDatabase {
     }
 
     async fn run(&self, session: &Session) -> Result<Answer, AdminError> {
-        lookup::database(&*session.fresh_map().await, &self.name)?;
+        lookup::target(&*session.fresh_map().await, &self.name, self.key.as_deref())?;
         let command = Command::DropDatabase {
             server: self.name.server.clone(),
             name: self.name.database.clone(),
             now_ms: session.context.now_ms(),
         };
-        let applied = session.propose(&format!("drop database {}", self.name), command).await?;
+        let what = format!("drop database {}", self.name);
+        let applied = session.propose_once(&what, self.key.as_ref(), command).await?;
         session.begun("DROP DATABASE", applied).await
     }
 }

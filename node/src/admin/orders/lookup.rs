@@ -3,7 +3,7 @@
 use crate::admin::error::AdminError;
 use crate::admin::language::phrase::DatabaseName;
 use crate::admin::language::suggest::closest;
-use quorate_model::{Database, NodeId, NodeRecord, PartitionMap, Refusal};
+use quorate_model::{Database, DatabaseId, NodeId, NodeRecord, PartitionMap, Refusal};
 
 pub fn node<'m>(map: &'m PartitionMap, name: &str) -> Result<&'m NodeRecord, AdminError> {
     map.node_named(name).ok_or_else(|| {
@@ -31,6 +31,21 @@ pub fn database<'m>(map: &'m PartitionMap, name: &DatabaseName) -> Result<&'m Da
         let names: Vec<String> = map.databases.values().map(|d| map.full_name(d)).collect();
         meant(Refusal::NoSuchDatabase(full.clone()), &full, names.iter().map(String::as_str))
     })
+}
+
+/// The database that an order is for. One that was given with this key before is for the database it found then,
+/// which may be gone.
+pub fn target(map: &PartitionMap, name: &DatabaseName, key: Option<&str>) -> Result<DatabaseId, AdminError> {
+    let known = key.and_then(|k| map.operation_keyed(k)).filter(|o| o.target == name.to_string());
+    match known {
+        Some(operation) => Ok(operation.database),
+        None => database(map, name).map(|d| d.id),
+    }
+}
+
+/// Whether an order was given with this key before: what it found then need not be there any more.
+pub fn is_repeated(map: &PartitionMap, key: Option<&String>) -> bool {
+    key.is_some_and(|k| map.operation_keyed(k).is_some())
 }
 
 fn meant<'a>(refusal: Refusal, name: &str, known: impl Iterator<Item = &'a str>) -> AdminError {

@@ -1,9 +1,15 @@
 //! Every order of the admin port, one a file. `SHOW HELP` is made from this table, and so is the reader.
 
+mod alter_database;
+mod cancel_operation;
 mod create_database;
 mod create_server;
 mod drop_database;
+mod drop_replica;
 mod drop_server;
+mod explain_failover;
+mod failpoint;
+mod force_recover;
 mod lookup;
 mod move_replica;
 mod select;
@@ -17,6 +23,7 @@ mod show_replicas;
 mod show_ring;
 mod show_servers;
 mod show_version;
+mod suspect_node;
 mod switchover;
 mod transaction;
 mod wait_operation;
@@ -51,9 +58,16 @@ pub const ORDERS: &[Spec] = &[
     drop_server::SPEC,
     create_database::SPEC,
     drop_database::SPEC,
+    alter_database::SPEC,
     switchover::SPEC,
     move_replica::SPEC,
     wait_operation::SPEC,
+    cancel_operation::SPEC,
+    explain_failover::SPEC,
+    force_recover::SPEC,
+    drop_replica::SPEC,
+    suspect_node::SPEC,
+    failpoint::SPEC,
     select::SPEC,
     settings::SET,
     settings::RESET,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 pub const SPEC: Spec = Spec {
     words: &["MOVE", "REPLICA"],
-    syntax: "MOVE REPLICA s.d FROM node TO node",
+    syntax: "MOVE REPLICA s.d FROM node TO node [KEY 'k']",
     help: "builds a copy on another node, then drops the one it replaces",
     parse: |phrase| {
         let name = phrase.database()?;
@@ -18,7 +18,7 @@ pub const SPEC: Spec = Spec {
         let from = phrase.name("the name of a node")?;
         phrase.keyword("TO")?;
         let to = phrase.name("the name of a node")?;
-        Ok(Arc::new(MoveReplica { name, from, to }))
+        Ok(Arc::new(MoveReplica { name, from, to, key: phrase.key()? }))
     },
 };
 
@@ -27,6 +27,7 @@ struct MoveReplica {
     name: DatabaseName,
     from: String,
     to: String,
+    key: Option<String>,
 }
 
 #[async_trait::async_trait]
@@ -37,15 +38,17 @@ impl Order for MoveReplica {
 
     async fn run(&self, session: &Session) -> Result<Answer, AdminError> {
         let map = session.fresh_map().await;
-        let database = lookup::database(&map, &self.name)?.id;
+        let database = lookup::target(&map, &self.name, self.key.as_deref())?;
         let from = lookup::node(&map, &self.from)?.id;
         let to = lookup::node(&map, &self.to)?.id;
-        if !session.context.usable_nodes().contains(&to) {
+        let repeated = lookup::is_repeated(&map, self.key.as_ref());
+        if !repeated && !session.context.usable_nodes().contains(&to) {
             return Err(AdminError::new("55000", format!("node \"{}\" is not alive", self.to))
                 .with_hint("SHOW NODES tells which nodes are."));
         }
         let command = Command::BeginMove { database, from, to, now_ms: session.context.now_ms() };
-        let applied = session.propose(&format!("move replica {}", self.name), command).await?;
+        let what = format!("move replica {}", self.name);
+        let applied = session.propose_once(&what, self.key.as_ref(), command).await?;
         session.begun("MOVE REPLICA", applied).await
     }
 }

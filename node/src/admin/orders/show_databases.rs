@@ -25,6 +25,7 @@ const COLUMNS: &[Column] = &[
     boolean("open"),
     int("sessions"),
     int("size_bytes"),
+    text("reads"),
 ];
 
 #[derive(Debug)]
@@ -67,6 +68,7 @@ fn row(map: &PartitionMap, database: &Database, reports: &[ReplicaReport]) -> Ro
         Value::Bool(open),
         report.map(|r| r.sessions).into(),
         report.map(|r| r.size_bytes).into(),
+        database.reads.name().into(),
     ]
 }
 

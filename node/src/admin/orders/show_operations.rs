@@ -1,11 +1,11 @@
 //! `SHOW OPERATIONS`: what is being done, and what was done lately.
 
-use super::Spec;
-use crate::admin::answer::{Answer, Column, Row, text};
+use super::{Spec, lookup};
+use crate::admin::answer::{Answer, Column, Row, int, text};
 use crate::admin::clock::iso8601;
 use crate::admin::error::AdminError;
 use crate::admin::order::{Order, Session};
-use quorate_model::{Operation, OperationState};
+use quorate_model::{Operation, PartitionMap};
 use std::sync::Arc;
 
 pub const SPEC: Spec = Spec {
@@ -24,6 +24,9 @@ const COLUMNS: &[Column] = &[
     text("error"),
     text("started"),
     text("updated"),
+    int("attempt"),
+    text("owner"),
+    text("key"),
 ];
 
 #[derive(Debug)]
@@ -37,24 +40,23 @@ impl Order for ShowOperations {
 
     async fn run(&self, session: &Session) -> Result<Answer, AdminError> {
         let map = session.fresh_map().await;
-        let rows = map.operations.values().map(row).collect();
+        let rows = map.operations.values().map(|o| row(&map, o)).collect();
         Ok(Answer::Rows { tag: "SHOW", columns: COLUMNS, rows })
     }
 }
 
-fn row(operation: &Operation) -> Row {
-    let error = match &operation.state {
-        OperationState::Failed(reason) => Some(reason.as_str()),
-        OperationState::Running | OperationState::Done => None,
-    };
+fn row(map: &PartitionMap, operation: &Operation) -> Row {
     vec![
         operation.id.to_string().into(),
         operation.kind.name().into(),
         operation.target.as_str().into(),
         operation.state.name().into(),
-        operation.step.as_str().into(),
-        error.into(),
+        operation.step.to_string().into(),
+        operation.state.error().into(),
         iso8601(operation.started_ms).into(),
         iso8601(operation.updated_ms).into(),
+        operation.attempt.into(),
+        operation.owner.map(|n| lookup::node_name(map, n)).into(),
+        operation.key.as_deref().into(),
     ]
 }

@@ -65,6 +65,7 @@ fn role(database: &Database, replica: ReplicaId) -> &'static str {
 /// Without a report, the map's word is the last one heard.
 fn state(replica: &Replica, report: Option<&ReplicaReport>) -> &'static str {
     match (report, replica.state) {
+        (_, ReplicaState::Quarantined) => "quarantined",
         (Some(report), _) => report.run.name(),
         (None, ReplicaState::Down { .. }) => "down",
         (None, ReplicaState::Up) => "unreachable",

@@ -10,17 +10,19 @@ use std::sync::Arc;
 
 pub const SPEC: Spec = Spec {
     words: &["SWITCHOVER", "DATABASE"],
-    syntax: "SWITCHOVER DATABASE s.d [TO node]",
+    syntax: "SWITCHOVER DATABASE s.d [TO node] [KEY 'k']",
     help: "makes another copy the primary; sessions stay",
     parse: |phrase| {
         let name = phrase.database()?;
-        let to = if phrase.peek().is_some() {
+        let key = phrase.key()?;
+        let to = if key.is_none() && phrase.peek().is_some() {
             phrase.keyword("TO")?;
             Some(phrase.name("the name of a node")?)
         } else {
             None
         };
-        Ok(Arc::new(Switchover { name, to }))
+        let key = if key.is_none() { phrase.key()? } else { key };
+        Ok(Arc::new(Switchover { name, to, key }))
     },
 };
 
@@ -28,6 +30,7 @@ pub const SPEC: Spec = Spec {
 struct Switchover {
     name: DatabaseName,
     to: Option<String>,
+    key: Option<String>,
 }
 
 #[async_trait::async_trait]
@@ -38,19 +41,21 @@ impl Order for Switchover {
 
     async fn run(&self, session: &Session) -> Result<Answer, AdminError> {
         let map = session.fresh_map().await;
-        let database = lookup::database(&map, &self.name)?.id;
+        let database = lookup::target(&map, &self.name, self.key.as_deref())?;
         let to = match &self.to {
             Some(name) => Some(lookup::node(&map, name)?.id),
             None => None,
         };
         if let (Some(node), Some(name)) = (to, &self.to)
             && !session.context.usable_nodes().contains(&node)
+            && !lookup::is_repeated(&map, self.key.as_ref())
         {
             return Err(AdminError::new("55000", format!("node \"{name}\" is not alive"))
                 .with_hint("SHOW NODES tells which nodes are."));
         }
         let command = Command::BeginSwitchover { database, to, now_ms: session.context.now_ms() };
-        let applied = session.propose(&format!("switchover database {}", self.name), command).await?;
+        let what = format!("switchover database {}", self.name);
+        let applied = session.propose_once(&what, self.key.as_ref(), command).await?;
         session.begun("SWITCHOVER", applied).await
     }
 }

@@ -5,7 +5,7 @@ use super::Spec;
 use crate::admin::answer::{Answer, Column, float, text};
 use crate::admin::error::AdminError;
 use crate::admin::order::{Order, Session};
-use quorate_model::{Operation, OperationId, OperationState, Refusal};
+use quorate_model::{Operation, OperationId, OperationState, Refusal, Step};
 use std::sync::Arc;
 
 pub const SPEC: Spec = Spec {
@@ -31,7 +31,7 @@ impl Order for WaitOperation {
     async fn run(&self, session: &Session) -> Result<Answer, AdminError> {
         let mut watch = session.context.map_watch();
         session.fresh_map().await;
-        let mut told: Option<String> = None;
+        let mut told: Option<Step> = None;
         loop {
             let map = watch.borrow_and_update().clone();
             let Some(operation) = map.operations.get(&self.id) else {
@@ -54,12 +54,16 @@ impl Order for WaitOperation {
 /// The answer, once the operation is over.
 fn ended(operation: &Operation) -> Option<Result<Answer, AdminError>> {
     match &operation.state {
-        OperationState::Running => None,
+        OperationState::Running | OperationState::Cancelling { .. } => None,
         OperationState::Done => {
             let ms = operation.updated_ms.saturating_sub(operation.started_ms) as f64;
             let row = vec![operation.id.to_string().into(), "done".into(), ms.into()];
             Some(Ok(Answer::Rows { tag: "WAIT", columns: COLUMNS, rows: vec![row] }))
         }
+        OperationState::Cancelled => Some(Err(AdminError::new(
+            "57014",
+            format!("{} of {} ({}) was cancelled", operation.kind.name(), operation.target, operation.id),
+        ))),
         OperationState::Failed(reason) => Some(Err(AdminError::new(
             "58000",
             format!("{} of {} ({}) failed: {reason}", operation.kind.name(), operation.target, operation.id),

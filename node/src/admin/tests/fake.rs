@@ -16,6 +16,7 @@ pub struct FakeCluster {
     pub usable: Mutex<BTreeSet<NodeId>>,
     pub leaderless: Mutex<bool>,
     pub reports: Mutex<Vec<ReplicaReport>>,
+    pub suspected: Mutex<Vec<NodeId>>,
 }
 
 impl FakeCluster {
@@ -42,6 +43,7 @@ impl FakeCluster {
             usable: Mutex::new((1..=4).map(NodeId).collect()),
             leaderless: Mutex::new(false),
             reports: Mutex::new(Vec::new()),
+            suspected: Mutex::new(Vec::new()),
         })
     }
 
@@ -60,8 +62,8 @@ impl FakeCluster {
         self.apply(Command::Reconfigure { database: database.id, version: database.version, change })
             .unwrap();
         if let Some(operation) = database.operation {
-            self.apply(Command::EndOperation { operation, state: OperationState::Done, now_ms: 5_000 })
-                .unwrap();
+            let state = OperationState::Done;
+            self.apply(Command::EndOperation { operation, attempt: 0, state, now_ms: 5_000 }).unwrap();
         }
     }
 
@@ -126,6 +128,15 @@ impl AdminContext for FakeCluster {
 
     fn raft_role(&self, node: NodeId) -> String {
         if node == NodeId(1) { "leader" } else { "follower" }.to_owned()
+    }
+
+    async fn suspect(&self, node: NodeId) -> Result<(), ProposeError> {
+        self.suspected.lock().unwrap().push(node);
+        Ok(())
+    }
+
+    fn failpoint(&self, _name: &str, _action: &str) -> Result<(), String> {
+        Err("this node was not started with FAILPOINTS in its environment".to_owned())
     }
 
     fn scram_verifier(&self, password: &str) -> String {

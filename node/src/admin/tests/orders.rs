@@ -35,7 +35,7 @@ async fn columns_are_as_promised() {
         ),
         (
             "SHOW DATABASES",
-            "server, database, phase, epoch, primary, secondaries, k, open, sessions, size_bytes",
+            "server, database, phase, epoch, primary, secondaries, k, open, sessions, size_bytes, reads",
         ),
         (
             "SHOW REPLICAS",
@@ -43,7 +43,14 @@ async fn columns_are_as_promised() {
         ),
         ("SHOW RING", "position, node, predecessor, successor, state, last_heartbeat_ms, reported_by"),
         ("SHOW EVENTS", "id, time, database, event, epoch, reason, reported_by, from, to, total_ms, steps"),
-        ("SHOW OPERATIONS", "operation, kind, database, state, step, error, started, updated"),
+        (
+            "SHOW OPERATIONS",
+            "operation, kind, database, state, step, error, started, updated, attempt, owner, key",
+        ),
+        (
+            "EXPLAIN FAILOVER a.b",
+            "replica, node, role, state, position, counts_in, would_cover, could_lead, why",
+        ),
         ("CREATE DATABASE a.b", "operation"),
         ("DROP DATABASE a.b", "operation"),
         ("SWITCHOVER DATABASE a.b", "operation"),
@@ -213,11 +220,12 @@ async fn waiting_tells_each_step_to_the_end() {
         tokio::select! { n = next() => n, _ = &mut waiting => panic!("ended early") },
         format!("{operation}: recorded")
     );
-    let step = "copying to n2".to_owned();
-    port.cluster.apply(Command::Progress { operation: id, step, now_ms: 2_000 }).unwrap();
+    let step = Step::Copying { ready: 1, of: 2 };
+    let told_step = Command::Advance { operation: id, attempt: 0, step, change: None, now_ms: 2_000 };
+    port.cluster.apply(told_step).unwrap();
     assert_eq!(
         tokio::select! { n = next() => n, _ = &mut waiting => panic!("ended early") },
-        format!("{operation}: copying to n2")
+        format!("{operation}: copying: 1 of 2 ready")
     );
     port.cluster.settle("app");
     let row = waiting.await.unwrap();
@@ -231,7 +239,7 @@ async fn waiting_for_what_fails_is_an_error_with_the_reason() {
     let id = OperationId(operation.trim_start_matches("op").parse().unwrap());
     assert_eq!(refused(&client, "MOVE REPLICA demo.app FROM n2 TO n4").await.0, "55006");
     let state = OperationState::Failed("n2 is behind".to_owned());
-    port.cluster.apply(Command::EndOperation { operation: id, state, now_ms: 9 }).unwrap();
+    port.cluster.apply(Command::EndOperation { operation: id, attempt: 0, state, now_ms: 9 }).unwrap();
     let (code, text) = refused(&client, &format!("WAIT OPERATION {operation}")).await;
     assert_eq!(code, "58000");
     assert!(text.contains("switchover of demo.app") && text.contains("n2 is behind"), "{text}");
@@ -257,4 +265,93 @@ async fn a_wait_can_be_cancelled() {
     };
     assert_eq!(error.code().unwrap().code(), "57014");
     assert_eq!(client.query("SHOW OPERATIONS", &[]).await.unwrap().len(), 1);
+}
+
+/// A client that does not know whether its order arrived gives it again with its key.
+#[tokio::test]
+async fn a_key_begins_one_operation() {
+    let port = port().await;
+    let client = admin(&port).await;
+    client.batch_execute("CREATE SERVER demo ADMIN demo PASSWORD 'demo'").await.unwrap();
+    let order = "CREATE DATABASE demo.app KEY 'one'";
+    let first: String = client.query_one(order, &[]).await.unwrap().get(0);
+    // The nodes are gone meanwhile: what was placed once needs no place.
+    port.cluster.usable.lock().unwrap().clear();
+    let again: String = client.query_one(order, &[]).await.unwrap().get(0);
+    assert_eq!(first, again);
+    let (code, text) = refused(&client, "CREATE DATABASE demo.other KEY 'one'").await;
+    assert_eq!(code, "42710", "{text}");
+    let row = client.query_one("SHOW OPERATIONS", &[]).await.unwrap();
+    assert_eq!(row.get::<_, String>("key"), "one");
+    assert_eq!((row.get::<_, i64>("attempt"), row.get::<_, Option<String>>("owner")), (0, None));
+    assert_eq!(refused(&client, "CREATE DATABASE demo.x KEY ''").await.0, "42602");
+}
+
+#[tokio::test]
+async fn what_is_under_way_can_be_cancelled_and_a_drop_cannot() {
+    let (port, client) = with_app().await;
+    let operation: String = client.query_one("SWITCHOVER DATABASE demo.app", &[]).await.unwrap().get(0);
+    let cancelled: String =
+        client.query_one(&format!("CANCEL OPERATION {operation}"), &[]).await.unwrap().get(0);
+    assert_eq!(operation, cancelled);
+    let row = client.query("SHOW OPERATIONS", &[]).await.unwrap().pop().unwrap();
+    assert_eq!(row.get::<_, String>("state"), "cancelling");
+    let id = OperationId(operation.trim_start_matches("op").parse().unwrap());
+    let state = OperationState::Cancelled;
+    port.cluster.apply(Command::EndOperation { operation: id, attempt: 0, state, now_ms: 9 }).unwrap();
+    assert_eq!(refused(&client, &format!("WAIT OPERATION {operation}")).await.0, "57014");
+    assert_eq!(refused(&client, &format!("CANCEL OPERATION {operation}")).await.0, "55000");
+    let drop: String = client.query_one("DROP DATABASE demo.app", &[]).await.unwrap().get(0);
+    let (code, text) = refused(&client, &format!("CANCEL OPERATION {drop}")).await;
+    assert_eq!(code, "55000");
+    assert!(text.contains("cannot be taken back"), "{text}");
+}
+
+#[tokio::test]
+async fn nothing_is_given_up_that_is_not_lost() {
+    let (port, client) = with_app().await;
+    let force = "FORCE RECOVER DATABASE demo.app ACCEPT DATA LOSS";
+    assert_eq!(refused(&client, "FORCE RECOVER DATABASE demo.app").await.0, "42601");
+    let (code, text) = refused(&client, force).await;
+    assert_eq!(code, "55000");
+    assert!(text.contains("nothing is lost"), "{text}");
+    let map = port.cluster.map();
+    let database = map.databases_called("app").next().unwrap();
+    let replica = database.current.primary;
+    assert_eq!(refused(&client, &format!("DROP REPLICA demo.app {replica}")).await.0, "55000");
+    assert_eq!(refused(&client, "DROP REPLICA demo.app r999").await.0, "42704");
+    let change = Change::Elect { coordinator: NodeId(2) };
+    let elect = Command::Reconfigure { database: database.id, version: database.version, change };
+    port.cluster.apply(elect).unwrap();
+    assert_eq!(refused(&client, &format!("{force} CANDIDATE n4")).await.0, "55000");
+    client.query_one(&format!("{force} CANDIDATE n2"), &[]).await.unwrap();
+    assert_eq!(refused(&client, force).await.0, "55006");
+}
+
+#[tokio::test]
+async fn a_failover_is_explained_row_by_row() {
+    let (_port, client) = with_app().await;
+    let rows = client.query("EXPLAIN FAILOVER demo.app", &[]).await.unwrap();
+    assert_eq!(rows.len(), 3);
+    assert_eq!(rows[0].get::<_, String>("role"), "primary");
+    assert!(rows[0].get::<_, bool>("could_lead"));
+    assert_eq!(rows[1].get::<_, String>("why"), "its node does not answer");
+    assert!(rows[1].get::<_, String>("would_cover").contains('+'));
+    assert!(rows[0].get::<_, String>("counts_in") == "current");
+}
+
+#[tokio::test]
+async fn options_and_diagnostics() {
+    let (port, client) = with_app().await;
+    let row = client.query_one("SHOW DATABASES", &[]).await.unwrap();
+    assert_eq!(row.get::<_, String>("reads"), "lease");
+    client.batch_execute("ALTER DATABASE demo.app SET reads = 'confirm'").await.unwrap();
+    let row = client.query_one("SHOW DATABASES", &[]).await.unwrap();
+    assert_eq!(row.get::<_, String>("reads"), "confirm");
+    assert_eq!(refused(&client, "ALTER DATABASE demo.app SET reads = 'never'").await.0, "22023");
+    assert_eq!(refused(&client, "ALTER DATABASE demo.no SET reads = 'lease'").await.0, "3D000");
+    client.batch_execute("SUSPECT NODE n3").await.unwrap();
+    assert_eq!(*port.cluster.suspected.lock().unwrap(), vec![NodeId(3)]);
+    assert_eq!(refused(&client, "SUSPECT NODE n9").await.0, "42704");
+    assert_eq!(refused(&client, "FAILPOINT 'x' 'return'").await.0, "55000");
 }
