@@ -12,9 +12,10 @@ QUORATE := $(CARGO_TARGET_DIR)/release/quorate
 
 # make demo ARGS='--nodes 5 --dir /tmp/q'
 ARGS ?=
-# make bench-failover N=30 T=10; make faults N=50 SEED=7
+# make bench-failover N=30 PATRONI_N=0 T=10; make faults N=50 SEED=7
 N ?=
-T ?= 10
+PATRONI_N ?=
+T ?=
 SEED ?=
 # make model BOUND=medium
 BOUND ?= small
@@ -29,11 +30,11 @@ setup: ## find or install what the demo and the tests need: PostgreSQL, a C comp
 
 build: ## compile the daemon
 	@scripts/setup --build-only
-	$(CARGO) build --release --package quorate-node
+	$(CARGO) build --release --workspace --bin quorate
 
 demo: ## four nodes on this machine; Ctrl-C ends them (ARGS='--nodes 5 --dir DIR --fresh')
 	@scripts/setup --no-python
-	$(CARGO) build --release --package quorate-node
+	$(CARGO) build --release --workspace --bin quorate
 	@echo; exec $(QUORATE) demo $(ARGS)
 
 test: ## everything: unit tests of all crates, then one cluster after another
@@ -55,10 +56,11 @@ lint: ## formatting and clippy, warnings are errors
 
 faults: ## N random faults against a real cluster, with a ledger of what clients were told (N=20 SEED=7)
 	@scripts/setup --no-python
-	$(CARGO) build --release --package quorate-node --package quorate-integration --bins
+	$(CARGO) build --release --workspace --bins
 	$(CARGO_TARGET_DIR)/release/faults $(if $(N),--count $(N)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-bench-failover: ## a report: N rounds of each kind of kill, then pgbench beside plain PostgreSQL (N=30 T=10)
-	@scripts/setup --no-python
-	$(CARGO) build --release --package quorate-node --package quorate-integration --bins
-	$(CARGO_TARGET_DIR)/release/bench-failover $(if $(N),--rounds $(N)) --seconds $(T) $(ARGS)
+bench-failover: ## a report: failovers, written to docs/FAILOVER.md (N=100; PATRONI_N=10: beside Patroni; T=10: pgbench too)
+	@scripts/setup --no-python $(if $(filter-out 0,$(PATRONI_N)),--bench)
+	$(CARGO) build --release --workspace --bins
+	$(CARGO_TARGET_DIR)/release/bench-failover $(if $(N),--rounds $(N)) $(if $(PATRONI_N),--patroni-rounds $(PATRONI_N)) \
+		$(if $(T),--seconds $(T)) $(if $(N),,--document docs/FAILOVER.md) $(ARGS)

@@ -53,10 +53,7 @@ fn installed() -> Vec<PathBuf> {
 pub fn python() -> anyhow::Result<PathBuf> {
     let mut candidates: Vec<PathBuf> = Vec::new();
     candidates.extend(std::env::var_os("QUORATE_PYTHON").map(PathBuf::from));
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
-    candidates.extend(cache.map(|c| c.join("quorate/venv/bin/python")));
+    candidates.extend(cache().map(|c| c.join("venv/bin/python")));
     candidates.push(PathBuf::from("python3"));
     candidates.push(PathBuf::from("/usr/bin/python3"));
     candidates
@@ -69,6 +66,35 @@ pub fn python() -> anyhow::Result<PathBuf> {
                 .is_ok_and(|status| status.success())
         })
         .context("no Python with psycopg: run scripts/setup, or set QUORATE_PYTHON")
+}
+
+/// Patroni's directory of programs: `QUORATE_PATRONI_BIN`, or the venv that `scripts/setup --bench` makes. Run as root,
+/// that one lies where the instances' user can read it.
+pub fn patroni() -> anyhow::Result<PathBuf> {
+    let mut candidates: Vec<PathBuf> = Vec::new();
+    candidates.extend(std::env::var_os("QUORATE_PATRONI_BIN").map(PathBuf::from));
+    candidates.push(PathBuf::from("/var/cache/quorate/patroni/bin"));
+    candidates.extend(cache().map(|c| c.join("patroni/bin")));
+    let found =
+        candidates.into_iter().find(|d| d.join("patroni").is_file() && d.join("patronictl").is_file());
+    found.context("no Patroni: run scripts/setup --bench, or set QUORATE_PATRONI_BIN")
+}
+
+/// A program on PATH, or in one of the directories of the system that an ordinary PATH leaves out.
+pub fn system(program: &str) -> anyhow::Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    directories.extend(["/usr/bin", "/usr/sbin"].map(PathBuf::from));
+    let found = directories.iter().map(|d| d.join(program)).find(|p| p.is_file());
+    found.with_context(|| format!("no {program} found: run scripts/setup --bench"))
+}
+
+/// Where scripts/setup keeps what it makes.
+fn cache() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
+    cache.map(|c| c.join("quorate"))
 }
 
 /// Whether this runs as root: instances then run as `postgres`, and so does what a test starts itself.

@@ -16,6 +16,7 @@ pub mod ledger;
 pub mod links;
 pub mod logs;
 pub mod nemesis;
+pub mod patroni;
 pub mod peer;
 pub mod ports;
 pub mod process;

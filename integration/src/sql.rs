@@ -5,6 +5,7 @@ use futures::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::error::DbError;
 use tokio_postgres::{AsyncMessage, Client, Config, Error, NoTls, SimpleQueryMessage};
 
@@ -18,6 +19,8 @@ pub const CONNECT_LIMIT: Duration = Duration::from_secs(45);
 pub struct Endpoint {
     pub host: String,
     pub port: u16,
+    /// Tried in turn with `port` until one takes writes: how clients follow a primary that nobody hides from them.
+    pub others: Vec<u16>,
     pub user: String,
     pub password: String,
     pub database: String,
@@ -28,6 +31,7 @@ impl Endpoint {
         Endpoint {
             host: "127.0.0.1".to_owned(),
             port,
+            others: Vec::new(),
             user: user.to_owned(),
             password: password.to_owned(),
             database: database.to_owned(),
@@ -35,7 +39,7 @@ impl Endpoint {
     }
 
     pub fn url(&self) -> String {
-        let Endpoint { host, port, user, password, database } = self;
+        let Endpoint { host, port, user, password, database, .. } = self;
         format!("postgresql://{user}:{password}@{host}:{port}/{database}")
     }
 
@@ -56,6 +60,12 @@ impl Endpoint {
             .password(&self.password)
             .dbname(&self.database);
         config.connect_timeout(CONNECT_LIMIT);
+        if !self.others.is_empty() {
+            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+            for port in &self.others {
+                config.host(&self.host).port(*port);
+            }
+        }
         config
     }
 

@@ -125,7 +125,7 @@ pub async fn measure(
     Ok(all)
 }
 
-async fn settings_of(port: &Endpoint) -> anyhow::Result<Vec<(String, String)>> {
+pub async fn settings_of(port: &Endpoint) -> anyhow::Result<Vec<(String, String)>> {
     let names: Vec<String> = SETTINGS.iter().map(|name| format!("'{name}'")).collect();
     let sql = format!("SELECT name, setting FROM pg_settings WHERE name IN ({})", names.join(", "));
     let rows = port.session().await?.rows(&sql).await?;

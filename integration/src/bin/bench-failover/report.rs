@@ -1,4 +1,4 @@
-//! The tables, with the reach beside each figure.
+//! The tables, with the reach beside each figure.
 
 use super::commits::{Commits, LOCAL, PLAIN};
 use super::rounds::{Kind, Round};
@@ -6,22 +6,52 @@ use anyhow::ensure;
 use comfy_table::{CellAlignment, Table, presets};
 use quorate_integration::gaps::Distribution;
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
 /// In the order in which they happen; others follow by name.
-const STEPS: [&str; 8] = ["detect", "record", "fence", "promote", "attach", "barrier", "lease", "open"];
+const STEPS: [&str; 9] =
+    ["detect", "retire", "record", "fence", "promote", "attach", "barrier", "lease", "open"];
+
+pub const QUORATE: &str = "Quorate";
+pub const PATRONI: &str = "Patroni, defaults";
+pub const PATRONI_TUNED: &str = "Patroni, ttl=20 loop_wait=1 retry_timeout=3";
+
+/// The rounds of one kind on one side.
+#[derive(Debug, Serialize)]
+pub struct Series {
+    pub side: &'static str,
+    pub kind: Kind,
+    pub rounds: Vec<Round>,
+}
+
+impl Series {
+    fn gaps(&self) -> Distribution {
+        distribution(self.rounds.iter().map(|r| r.gap_ms))
+    }
+
+    fn reach(&self) -> &'static str {
+        match (self.side, self.kind) {
+            (QUORATE, Kind::Postmaster) => "p50 <= 200 ms, p99 <= 500 ms",
+            (QUORATE, Kind::Node) => "p50 <= 700 ms, p99 <= 1000 ms",
+            (QUORATE, Kind::Switchover) => "p99 <= 300 ms, no errors",
+            (QUORATE, Kind::Suspicion) => "p99 <= 100 ms, no errors",
+            _ => "",
+        }
+    }
+}
 
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
-    pub failovers: BTreeMap<&'static str, Vec<Round>>,
+    pub series: Vec<Series>,
     pub commits: Vec<Commits>,
 }
 
 impl Report {
     pub fn nothing_lost(&self) -> anyhow::Result<()> {
-        let lost: usize = self.failovers.values().flatten().map(|round| round.lost).sum();
+        let ours = self.series.iter().filter(|s| s.side == QUORATE);
+        let lost: usize = ours.flat_map(|s| &s.rounds).map(|round| round.lost).sum();
         ensure!(lost == 0, "{lost} commits are not as their clients were told");
         Ok(())
     }
@@ -29,49 +59,55 @@ impl Report {
     fn gaps(&self) -> Table {
         let mut table = table(&[
             "longest gap between acknowledged commits",
+            "side",
             "rounds",
             "p50",
             "p99",
             "max",
-            "reach",
+            "errors a round",
             "acknowledged",
             "unknown",
             "lost",
+            "reach",
         ]);
-        for (kind, rounds) in &self.failovers {
-            let gaps = distribution(rounds.iter().map(|r| r.gap_ms));
-            let reach = if *kind == Kind::Postmaster.name() { "p50 <= 500 ms" } else { "p50 <= 1500 ms" };
-            let sum = |count: fn(&Round) -> usize| rounds.iter().map(count).sum::<usize>().to_string();
-            table.add_row([
-                (*kind).to_owned(),
-                rounds.len().to_string(),
-                ms(gaps.quantile(0.5)),
-                ms(gaps.quantile(0.99)),
-                ms(gaps.max()),
-                reach.to_owned(),
-                sum(|r| r.acknowledged),
-                sum(|r| r.unknown),
-                sum(|r| r.lost),
-            ]);
+        for kind in Kind::ALL {
+            for series in self.series.iter().filter(|s| s.kind == kind) {
+                let (gaps, count) = (series.gaps(), series.rounds.len());
+                let sum = |of: fn(&Round) -> usize| series.rounds.iter().map(of).sum::<usize>().to_string();
+                let errors: u64 = series.rounds.iter().map(|r| r.errors).sum();
+                table.add_row([
+                    kind.name().to_owned(),
+                    series.side.to_owned(),
+                    count.to_string(),
+                    ms(gaps.quantile(0.5)),
+                    ms(gaps.quantile(0.99)),
+                    ms(gaps.max()),
+                    format!("{:.1}", errors as f64 / count.max(1) as f64),
+                    sum(|r| r.acknowledged),
+                    sum(|r| r.unknown),
+                    sum(|r| r.lost),
+                    series.reach().to_owned(),
+                ]);
+            }
         }
         table
     }
 
     fn split(&self) -> Table {
-        let mut table = table(&["of which", "step", "rounds", "p50", "p99", "max"]);
-        for (kind, rounds) in &self.failovers {
+        let mut table = table(&["of which, for Quorate", "step", "rounds", "p50", "p99", "max"]);
+        for series in self.series.iter().filter(|s| s.side == QUORATE) {
             let named: BTreeSet<&str> =
-                rounds.iter().flat_map(|r| r.steps.keys().map(String::as_str)).collect();
+                series.rounds.iter().flat_map(|r| r.steps.keys().map(String::as_str)).collect();
             let known = STEPS.into_iter().filter(|s| named.contains(s));
             let order: Vec<&str> =
                 known.chain(named.iter().copied().filter(|s| !STEPS.contains(s))).collect();
             for step in order {
-                let times = rounds.iter().filter_map(|r| r.steps.get(step).copied());
-                table.add_row(line(kind, step, distribution(times)));
+                let times = series.rounds.iter().filter_map(|r| r.steps.get(step).copied());
+                table.add_row(line(series.kind.name(), step, distribution(times)));
             }
-            // From the kill to the first sign of it, and from the opening to the first commit.
-            let rest = rounds.iter().map(|r| (r.gap_ms - r.steps.values().sum::<f64>()).max(0.0));
-            table.add_row(line(kind, "(not in the steps)", distribution(rest)));
+            // From the fault to the first sign of it, and from the opening to the first commit.
+            let rest = series.rounds.iter().map(|r| (r.gap_ms - r.steps.values().sum::<f64>()).max(0.0));
+            table.add_row(line(series.kind.name(), "(not in the steps)", distribution(rest)));
         }
         table
     }
@@ -98,8 +134,11 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.failovers.is_empty() {
-            writeln!(f, "{}\n{}", self.gaps(), self.split())?;
+        if !self.series.is_empty() {
+            writeln!(f, "{}\n", self.gaps())?;
+        }
+        if self.series.iter().any(|s| s.side == QUORATE) {
+            writeln!(f, "{}\n", self.split())?;
         }
         if !self.commits.is_empty() {
             writeln!(f, "{}", self.throughput())?;
@@ -111,7 +150,7 @@ impl fmt::Display for Report {
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::ASCII_MARKDOWN).set_header(header.to_vec());
-    for column in table.column_iter_mut().skip(1) {
+    for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
