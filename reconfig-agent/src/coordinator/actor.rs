@@ -482,15 +482,7 @@ impl Actor {
                 {
                     self.laps.insert(id, Laps::begin(0, self.now_us()));
                     let mut progress = Progress::new(database.epoch.reign());
-                    progress.trigger = Some(Trigger {
-                        reason: "forced recovery".to_owned(),
-                        reported_by: Some(self.me),
-                        detect_ms: 0,
-                        from: *survivor,
-                        restart: false,
-                        switchover: false,
-                        wish: None,
-                    });
+                    progress.trigger = Some(Trigger::new("forced recovery".to_owned(), self.me, *survivor));
                     self.progress.insert(id, progress);
                 }
                 self.note(&map, id, Some(&change), note);

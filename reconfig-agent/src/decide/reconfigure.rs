@@ -16,15 +16,11 @@ fn is_mine(view: &View<'_>, database: &Database, progress: &Progress) -> bool {
 
 fn take_over(view: &View<'_>, database: &Database) -> Vec<Act> {
     let former = database.phase.coordinator().unwrap_or(view.me);
-    vec![Act::Elect(Trigger {
-        reason: format!("coordinator {former} left the database {}", database.phase.name()),
-        reported_by: Some(view.me),
-        detect_ms: 0,
-        from: database.current.primary,
-        restart: false,
-        switchover: false,
-        wish: None,
-    })]
+    vec![Act::Elect(Trigger::new(
+        format!("coordinator {former} left the database {}", database.phase.name()),
+        view.me,
+        database.current.primary,
+    ))]
 }
 
 /// Electing and QuorumLost: fence everybody, judge the answers.
@@ -115,17 +111,7 @@ pub fn promoting(view: &View<'_>, database: &Database, progress: &Progress) -> V
         return take_over(view, database);
     }
     let candidate = database.current.primary;
-    let restart = |reason: String| {
-        vec![Act::Elect(Trigger {
-            reason,
-            reported_by: Some(view.me),
-            detect_ms: 0,
-            from: candidate,
-            restart: false,
-            switchover: false,
-            wish: None,
-        })]
-    };
+    let restart = |reason: String| vec![Act::Elect(Trigger::new(reason, view.me, candidate))];
     if let Some(down) = database.node_of(candidate).and_then(|n| view.down.get(&n)) {
         return restart(format!("the candidate's node was silent for {} ms", down.silent_ms));
     }
@@ -190,15 +176,11 @@ fn replace_placeholders(view: &View<'_>, database: &Database, progress: &Progres
     }
     let learners: Vec<ReplicaId> = database.copies().filter(|r| !database.current.contains(*r)).collect();
     if let Some(ready) = learners.iter().find(|r| view.is_ready(database, **r)) {
-        return vec![Act::Elect(Trigger {
-            reason: format!("{ready} was built to replace the voters of {candidate}"),
-            reported_by: Some(view.me),
-            detect_ms: 0,
-            from: candidate,
-            restart: false,
-            switchover: false,
-            wish: None,
-        })];
+        return vec![Act::Elect(Trigger::new(
+            format!("{ready} was built to replace the voters of {candidate}"),
+            view.me,
+            candidate,
+        ))];
     }
     let building = learners.iter().any(|r| !progress.divergent.contains(r) && !is_down(view, database, *r));
     if building || view.now_ms.saturating_sub(progress.entered_ms) < view.timers.replace_after {
@@ -221,14 +203,8 @@ pub fn allowed(database: &Database) -> BTreeSet<ReplicaId> {
 pub fn suspected(view: &View<'_>, database: &Database, node: NodeId, reported_by: NodeId) -> Option<Trigger> {
     let led = matches!(database.phase, Phase::Stable | Phase::Joint) && database.primary_node() == Some(node);
     let name = view.map.nodes.get(&node).map_or("?", |n| n.name.as_str());
-    led.then(|| Trigger {
-        reason: format!("node {name} was suspected, and answers"),
-        reported_by: Some(reported_by),
-        detect_ms: 0,
-        from: database.current.primary,
-        restart: false,
-        switchover: false,
-        wish: None,
+    led.then(|| {
+        Trigger::new(format!("node {name} was suspected, and answers"), reported_by, database.current.primary)
     })
 }
 

@@ -94,15 +94,11 @@ fn second_copy(view: &View<'_>, database: &Database) -> Option<Trigger> {
         return None;
     }
     let ready = database.learners().find(|r| view.is_ready(database, *r))?;
-    Some(Trigger {
-        reason: format!("{ready} is the second copy: commits can be acknowledged again"),
-        reported_by: Some(view.me),
-        detect_ms: 0,
-        from: database.current.primary,
-        restart: false,
-        switchover: false,
-        wish: None,
-    })
+    Some(Trigger::new(
+        format!("{ready} is the second copy: commits can be acknowledged again"),
+        view.me,
+        database.current.primary,
+    ))
 }
 
 /// Joint: the barrier of the new configuration, then Stable.

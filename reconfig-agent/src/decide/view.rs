@@ -134,6 +134,21 @@ pub struct Trigger {
     pub wish: Option<ReplicaId>,
 }
 
+impl Trigger {
+    /// One that nobody detected by a delay, for a primary that need not have failed.
+    pub fn new(reason: String, reported_by: NodeId, from: ReplicaId) -> Trigger {
+        Trigger {
+            reason,
+            reported_by: Some(reported_by),
+            detect_ms: 0,
+            from,
+            restart: false,
+            switchover: false,
+            wish: None,
+        }
+    }
+}
+
 /// How far the orders of one reign got. Volatile: a coordinator that finds a record in the middle of a
 /// reconfiguration without having the progress for it elects anew.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

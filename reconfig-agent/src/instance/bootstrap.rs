@@ -77,6 +77,7 @@ impl Instance {
         self.inner.wipe().await?;
         self.inner.initdb().await?;
         *lock(&self.inner.sync_names) = SENTINEL_SYNC_NAMES.to_owned();
+        *lock(&self.inner.names_in_force) = None;
         self.inner.prepare(Role::FirstPrimary).await?;
         process::launch(&self.inner).await?;
         self.inner.wait_until_answering(FIRST_START_DEADLINE).await?;

@@ -86,6 +86,11 @@ impl Inner {
         if !self.process.borrow().is_live() {
             return Err(InstanceError::NotRunning);
         }
+        // A re-election names the same again: a reload would cost every backend its reading of the files.
+        if lock(&self.names_in_force).as_deref() == Some(names) {
+            return Ok(());
+        }
+        *lock(&self.names_in_force) = None;
         let (inner, wanted) = (self.clone(), names.to_owned());
         *lock(&self.sync_names) = names.to_owned();
         blocking(WHAT, move || inner.settings(&wanted).write_daemon_file(&inner.user)).await?;
@@ -95,6 +100,7 @@ impl Inner {
             let session = self.sessions.fresh(Purpose::Quick, SYNC_NAMES_DEADLINE).await?;
             let row = session.row(WHAT, "SHOW synchronous_standby_names").await?;
             if row.text(0) == Some(names) {
+                *lock(&self.names_in_force) = Some(names.to_owned());
                 return Ok(());
             }
             tokio::time::sleep(RELOAD_POLL).await;

@@ -26,7 +26,12 @@ impl Instance {
             return Err(InstanceError::Incomplete);
         }
         if !self.inner.process.borrow().is_live() {
-            *lock(&self.inner.sync_names) = SENTINEL_SYNC_NAMES.to_owned();
+            {
+                // Not while a change is still asking the postmaster before this one.
+                let _in_order = self.inner.reconfiguring.lock().await;
+                *lock(&self.inner.sync_names) = SENTINEL_SYNC_NAMES.to_owned();
+                *lock(&self.inner.names_in_force) = None;
+            }
             self.inner.prepare(Role::Standby).await?;
             process::launch(&self.inner).await?;
         }

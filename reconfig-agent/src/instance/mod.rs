@@ -87,6 +87,8 @@ struct Inner {
     sessions: session::Sessions,
     /// What the generated configuration names now.
     sync_names: Mutex<String>,
+    /// What new sessions of the running postmaster were seen to obey; none since a start or during a change.
+    names_in_force: Mutex<Option<String>>,
     /// Orders changes of `sync_names`, and the file with them.
     reconfiguring: tokio::sync::Mutex<()>,
     /// Held while the epoch row is between the log and its visibility.
@@ -117,6 +119,7 @@ impl Instance {
             process: watch::Sender::new(Process::Down),
             postmaster: Mutex::new(None),
             sync_names: Mutex::new(SENTINEL_SYNC_NAMES.to_owned()),
+            names_in_force: Mutex::new(None),
             reconfiguring: tokio::sync::Mutex::new(()),
             epoch_writer: tokio::sync::Mutex::new(()),
             seed: watch::Sender::new(SeedProgress::default()),
