@@ -3,6 +3,7 @@
 use crate::cluster::Node;
 use crate::sql::{Endpoint, Session, tell};
 use anyhow::{Context, bail, ensure};
+use quorate_model::Lsn;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -87,6 +88,14 @@ pub struct ReplicaRow {
 impl ReplicaRow {
     pub fn is_primary(&self) -> bool {
         self.role == "primary"
+    }
+
+    /// How far its log is flushed, as it last said; zero before it did.
+    pub fn flushed(&self) -> anyhow::Result<Lsn> {
+        if self.flush_lsn.is_empty() {
+            return Ok(Lsn(0));
+        }
+        Ok(self.flush_lsn.parse()?)
     }
 
     /// A copy that counts toward commits and runs.

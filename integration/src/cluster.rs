@@ -29,11 +29,13 @@ pub struct Options {
     pub nodes: u16,
     /// Whether nodes reach each other by ways that can be cut. Takes a second start.
     pub links: bool,
+    /// Whether its daemons may be told to die at a step: see [`crate::failpoints`].
+    pub failpoints: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { nodes: 4, links: false }
+        Options { nodes: 4, links: false, failpoints: false }
     }
 }
 
@@ -126,7 +128,7 @@ impl Cluster {
         ensure!(self.demo.is_none(), "the demo runs already");
         self.starts += 1;
         let log = self.directory.join(format!("demo-{}.out", self.starts));
-        let mut command = Command::new(binaries::quorate()?);
+        let mut command = self.quorate()?;
         command.args(["demo", "--nodes", &self.options.nodes.to_string()]);
         command.args(["--base-port", &self.base_port.to_string()]);
         command.arg("--dir").arg(self.demo_dir());
@@ -148,6 +150,14 @@ impl Cluster {
             tokio::time::sleep(wait::POLL).await;
         }
         self.read_demo_file()
+    }
+
+    fn quorate(&self) -> anyhow::Result<Command> {
+        let mut command = Command::new(binaries::quorate()?);
+        if self.options.failpoints {
+            command.env("FAILPOINTS", "");
+        }
+        Ok(command)
     }
 
     fn read_demo_file(&mut self) -> anyhow::Result<()> {
@@ -218,6 +228,27 @@ impl Cluster {
         Cluster::whole_by(&nodes, database, copies, limit).await
     }
 
+    /// The same, and every secondary has what the primary had when this was asked: one that runs may still turn out
+    /// to have a history of its own. Somebody has to write meanwhile.
+    pub async fn following(
+        &self,
+        database: &str,
+        copies: usize,
+        limit: Duration,
+    ) -> anyhow::Result<DatabaseView> {
+        let first = self.whole(database, copies, limit).await?;
+        let goal = first.primary()?.flushed()?;
+        wait::until(&format!("every copy of {database} past {goal}"), limit, async || {
+            let view = self.admin().await?.database(database).await?;
+            let mut past = view.is_whole(copies);
+            for replica in &view.replicas {
+                past &= replica.flushed()? > goal;
+            }
+            Ok(if past { Ok(view) } else { Err(view) })
+        })
+        .await
+    }
+
     /// The same as seen by some of the nodes.
     pub async fn whole_by(
         nodes: &[&Node],
@@ -272,7 +303,7 @@ impl Cluster {
             "{name} still runs as {}",
             node.pid
         );
-        let mut command = Command::new(binaries::quorate()?);
+        let mut command = self.quorate()?;
         command.arg("node").arg("--config").arg(&node.config);
         let child = spawn(command, &log)?;
         let pid = child.id();

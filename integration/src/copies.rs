@@ -31,7 +31,8 @@ pub async fn ledgers_agree(view: &DatabaseView) -> anyhow::Result<String> {
         .await
 }
 
-async fn ask(replica: &ReplicaRow, database: &str, sql: &str) -> anyhow::Result<String> {
+/// One value of one copy.
+pub async fn ask(replica: &ReplicaRow, database: &str, sql: &str) -> anyhow::Result<String> {
     let mut config = Config::new();
     config.host_path(&replica.socket).port(5432).user("quorate").dbname(database);
     let (client, connection) = config
