@@ -114,7 +114,7 @@ pub async fn connect(instance: &Instance, database: &str) -> Client {
         .host_path(&instance.paths().sockets)
         .user("quorate")
         .dbname(database)
-        .options("-c synchronous_commit=local")
+        .options("-c synchronous_commit=local -c default_transaction_read_only=off")
         .connect(NoTls)
         .await
         .unwrap();
