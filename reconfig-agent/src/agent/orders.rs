@@ -4,6 +4,7 @@
 use super::Agent;
 use super::lease::boottime;
 use super::replica::Replica;
+use super::standing::FenceEffect;
 use crate::decide::{Behalf, Failure, Fenced, Order, Promoted, Reply, What};
 use crate::instance::{InstanceError, StopMode};
 use crate::tunnel::Route;
@@ -81,8 +82,8 @@ impl Agent {
         }
     }
 
-    async fn fence(&self, replica: &Arc<Replica>, epoch: Epoch) -> Result<Reply, Failure> {
-        self.promised(replica, epoch)?;
+    /// After the promise to `epoch`: closes the gate and the tunnels of every older reign.
+    async fn close_older(&self, replica: &Arc<Replica>, epoch: Epoch) -> FenceEffect {
         let effect = {
             let mut state = replica.state();
             let effect = state.fence(epoch, boottime());
@@ -92,11 +93,17 @@ impl Agent {
             }
             effect
         };
-        let (role, lease_left_ms) = (effect.role, effect.lease_left.div_ceil(1_000_000));
         if effect.cut {
             self.0.upstreams.cut_all(replica.database).await;
             replica.downstream.cut().await;
         }
+        effect
+    }
+
+    async fn fence(&self, replica: &Arc<Replica>, epoch: Epoch) -> Result<Reply, Failure> {
+        self.promised(replica, epoch)?;
+        let effect = self.close_older(replica, epoch).await;
+        let (role, lease_left_ms) = (effect.role, effect.lease_left.div_ceil(1_000_000));
         let run = replica.state().run.clone();
         let (position, note) = if run != RunState::Running {
             // Asked again until it runs: an answer at once tells that gate and tunnels are closed.
@@ -169,6 +176,8 @@ impl Agent {
             self.demote(replica, "another replica is primary now").await?;
             return Err(Failure::Instance(format!("{} is being demoted", replica.id)));
         }
+        // Its fence may have failed: this order is one as well.
+        self.close_older(replica, epoch).await;
         let mut lineage =
             self.map().databases.get(&replica.database).map(|d| d.lineage.clone()).unwrap_or_default();
         lineage.extend(history);
