@@ -133,6 +133,14 @@ pub fn promoting(view: &View<'_>, database: &Database, progress: &Progress) -> V
             return restart(format!("candidate {candidate} stopped: {why}"));
         }
     }
+    if view.reports.get(&candidate).is_some_and(|heard| {
+        let settled = heard.at_ms > progress.entered_ms + view.timers.settle;
+        let follows = heard.report.run == RunState::Running && heard.report.role == InstanceRole::Standby;
+        // It ended and was started again, and nobody heard of it in between: every instance starts as a standby.
+        settled && follows && progress.failures_of(super::OrderKind::Barrier, candidate) > 0
+    }) {
+        return restart(format!("candidate {candidate} was restarted"));
+    }
     let lineage = lineage(database, promoted);
     let mut acts: Vec<Act> = database
         .copies()

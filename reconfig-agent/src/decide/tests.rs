@@ -552,3 +552,20 @@ fn a_reelected_incumbent_gets_its_voters_back_whose_fences_failed() {
     world.run_until("whole", World::is_whole);
     assert_eq!(world.db().current.primary, ReplicaId(3), "without another election");
 }
+
+/// Found by the model checker: the end of the candidate was never reported, only that it follows again.
+#[test]
+fn a_candidate_that_was_restarted_unnoticed_is_elected_anew() {
+    let mut world = World::new(4);
+    world.lose_node(1);
+    let promoted = |w: &World| w.progress.promoted.is_some();
+    world.run_until("promoted", promoted);
+    let (candidate, reign) = (world.db().current.primary, world.db().epoch.reign());
+    let fake = world.replicas.get_mut(&candidate).unwrap();
+    (fake.role, fake.gate) = (InstanceRole::Standby, GateReport::Closed);
+    let failed = Failure::Instance("it is not the primary".into());
+    let now = world.now;
+    world.progress.on_reply(OrderKind::Barrier, candidate, world.db().epoch, Err(failed), now, 5_000);
+    world.run_until("another reign", |w| w.db().epoch.reign() > reign);
+    world.run_until("open", |w| w.is_open() && w.db().phase == Phase::Stable);
+}
