@@ -32,8 +32,8 @@ pub enum Quirk {
 pub const DAEMON: Decisions =
     Decisions { name: "the daemon's decisions", next: decide::next, quirk: Quirk::None };
 
-/// The mutants of writes and reconfiguration (DESIGN §5), and two faults that this model found.
-pub const MUTANTS: [Decisions; 9] = [
+/// The mutants of writes and reconfiguration (DESIGN §5), and three faults that this model found.
+pub const MUTANTS: [Decisions; 10] = [
     Decisions { name: "accept F={S1}", next: accept_one_secondary, ..DAEMON },
     Decisions { name: "sync names before Joint", next: names_before_joint, ..DAEMON },
     Decisions { name: "Stable before the barrier", next: stable_before_barrier, ..DAEMON },
@@ -42,6 +42,7 @@ pub const MUTANTS: [Decisions; 9] = [
     Decisions { name: "count a rewound replica", quirk: Quirk::Rewinds, ..DAEMON },
     Decisions { name: "reopen a tunnel from a local file", quirk: Quirk::Reopens, ..DAEMON },
     Decisions { name: "obey a late order of the same reign", quirk: Quirk::Rearranges, ..DAEMON },
+    Decisions { name: "attach only who answered the fence", next: attach_answered, ..DAEMON },
     Decisions { name: "a late fence cuts its own reign", quirk: Quirk::FencesAgain, ..DAEMON },
 ];
 
@@ -112,4 +113,14 @@ fn elect_by_lsn(view: &View<'_>, database: &Database, progress: &Progress) -> Ve
         }
     }
     decide::next(view, database, &progress)
+}
+
+/// Leaves those alone whose fences failed.
+fn attach_answered(view: &View<'_>, database: &Database, progress: &Progress) -> Vec<Act> {
+    let mut acts = decide::next(view, database, progress);
+    acts.retain(|act| match act {
+        Act::Order(Order { replica, what: What::Attach { .. }, .. }) => progress.fences.contains_key(replica),
+        _ => true,
+    });
+    acts
 }

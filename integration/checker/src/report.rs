@@ -19,6 +19,12 @@ fn verdict(outcome: &Outcome) -> String {
     }
 }
 
+/// One check, as soon as it has ended.
+pub fn line(check: &Check) -> String {
+    let o = &check.outcome;
+    format!("{}: {} states, {} unique, {:.1} s, {}", check.name, o.states, o.unique, o.seconds, verdict(o))
+}
+
 pub fn checks(checks: &[Check]) -> String {
     let mut table =
         table(&["model", "bound", "states", "unique", "depth", "seconds", "healed", "properties"]);

@@ -8,6 +8,9 @@ use crate::writes::{ALL_FAULTS, Action, Bounds, Fault, Writes, invariants};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+/// I14 is tried from one state in so many.
+const HEAL_ONE_IN: u64 = 509;
+
 /// How far to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Size {
@@ -23,7 +26,7 @@ impl Size {
     /// After which a run of one model ends incomplete.
     fn time(self) -> Duration {
         Duration::from_secs(match self {
-            Size::Small => 120,
+            Size::Small => 90,
             Size::Medium => 1_200,
             Size::Large => 36_000,
         })
@@ -160,8 +163,8 @@ fn lease_words(b: &leases::Bounds) -> String {
     )
 }
 
-/// All models with the daemon's decisions.
-pub fn checks(size: Size, threads: usize) -> Vec<Check> {
+/// All models with the daemon's decisions; `ended` hears of each when it has ended.
+pub fn checks(size: Size, threads: usize, mut ended: impl FnMut(&Check)) -> Vec<Check> {
     let limits = Limits { threads, time: size.time() };
     let mut checks = Vec::new();
     for (name, bounds, prologue) in of_writes(size) {
@@ -171,21 +174,19 @@ pub fn checks(size: Size, threads: usize) -> Vec<Check> {
         let outcome = run(model, limits);
         let properties = invariants::properties().iter().map(|p| p.name).collect();
         let healed = healed.load(Ordering::Relaxed);
-        checks.push(Check { name, bound, properties, outcome, healed });
+        let check = Check { name, bound, properties, outcome, healed };
+        ended(&check);
+        checks.push(check);
     }
     let bounds = of_leases(size);
     let bound = lease_words(&bounds);
     let outcome = run(Leases { bounds, rules: rules::DAEMON }, limits);
-    checks.push(Check {
-        name: "leases",
-        bound,
-        properties: vec![leases::I7, leases::I8],
-        outcome,
-        healed: 0,
-    });
+    let (properties, healed) = (vec![leases::I7, leases::I8], 0);
+    let check = Check { name: "leases", bound, properties, outcome, healed };
+    ended(&check);
+    checks.push(check);
     checks
 }
-const HEAL_ONE_IN: u64 = 64;
 
 /// In what surroundings each mutant of model 1 does harm soonest.
 fn harm(mutant: Decisions) -> Writes {
@@ -204,7 +205,7 @@ fn harm(mutant: Decisions) -> Writes {
         "obey a late order of the same reign" => {
             (Bounds { elections: 0, writes: 0, faults: 2, kinds: late.into(), ..learner }, Vec::new(), 0)
         }
-        "a late fence cuts its own reign" => (
+        "a late fence cuts its own reign" | "attach only who answered the fence" => (
             Bounds { voters: 1, copies: 2, writes: 0, faults: 2, kinds: late.into(), ..suspect },
             Vec::new(),
             1,

@@ -17,7 +17,7 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let checks = suite::checks(args.bound, args.threads);
+    let checks = suite::checks(args.bound, args.threads, |check| println!("{}", report::line(check)));
     println!("{}\n{}", report::checks(&checks), report::properties(&checks));
     let trials = suite::trials();
     println!("{}", report::trials(&trials));

@@ -11,7 +11,7 @@ use quorate_model::position::{Relation, relate};
 use quorate_model::{
     Configuration, Database, Epoch, GateReport, InstanceRole, Lineage, NodeId, ReplicaId, RunState,
 };
-use quorate_reconfig_agent::agent::standing::{Duty, route};
+use quorate_reconfig_agent::agent::standing::{Duty, FenceEffect, route};
 use quorate_reconfig_agent::decide::{Failure, Fenced, OrderKind, Promoted, Reply, What};
 use quorate_reconfig_agent::tunnel::Route;
 use std::collections::BTreeSet;
@@ -86,13 +86,23 @@ pub fn obey(state: &mut State, letter: Letter, what: What) -> Option<Outcome> {
     Some(outcome)
 }
 
-fn fence(replica: &mut Replica, id: ReplicaId, epoch: Epoch) -> Outcome {
-    promise(replica, id, epoch)?;
+/// After the promise: closes the gate and the tunnels of every older reign.
+fn close_older(replica: &mut Replica, epoch: Epoch) -> FenceEffect {
     let effect = replica.standing.fence(epoch, 0);
     if effect.hold_gate {
         replica.gate = GateReport::Held;
     }
-    if effect.cut || replica.quirk == Quirk::FencesAgain {
+    if effect.cut {
+        replica.cut_upstream();
+        replica.downstream = None;
+    }
+    effect
+}
+
+fn fence(replica: &mut Replica, id: ReplicaId, epoch: Epoch) -> Outcome {
+    promise(replica, id, epoch)?;
+    let effect = close_older(replica, epoch);
+    if replica.quirk == Quirk::FencesAgain {
         replica.standing.validated = None;
         replica.cut_upstream();
         replica.downstream = None;
@@ -120,6 +130,7 @@ fn attach(
         demote(replica);
         return Err(failure());
     }
+    close_older(replica, epoch);
     attach_checked(replica, id, Route { node, primary, epoch: epoch.reign() }, lineage)?;
     Ok(Reply::Done)
 }
