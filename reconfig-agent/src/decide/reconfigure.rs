@@ -133,12 +133,16 @@ pub fn promoting(view: &View<'_>, database: &Database, progress: &Progress) -> V
             return restart(format!("candidate {candidate} stopped: {why}"));
         }
     }
-    if view.reports.get(&candidate).is_some_and(|heard| {
-        let settled = heard.at_ms > progress.entered_ms + view.timers.settle;
-        let follows = heard.report.run == RunState::Running && heard.report.role == InstanceRole::Standby;
-        // It ended and was started again, and nobody heard of it in between: every instance starts as a standby.
-        settled && follows && progress.failures_of(super::OrderKind::Barrier, candidate) > 0
-    }) {
+    // It ended and was started again, and nobody heard of it in between: every instance starts as a standby.
+    let refused = [super::OrderKind::Barrier, super::OrderKind::Open]
+        .into_iter()
+        .any(|kind| progress.failures_of(kind, candidate) > 0);
+    let follows = view.reports.get(&candidate).is_some_and(|heard| {
+        heard.at_ms > progress.entered_ms + view.timers.settle
+            && heard.report.run == RunState::Running
+            && heard.report.role == InstanceRole::Standby
+    });
+    if refused && follows {
         return restart(format!("candidate {candidate} was restarted"));
     }
     let lineage = lineage(database, promoted);
