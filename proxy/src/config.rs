@@ -48,6 +48,9 @@ pub const MAX_STARTUP_PACKETS: usize = 4;
 pub const MAX_SASL_BYTES: usize = 4 * 1024;
 /// How long a gate that is not open is waited for before the map is looked at again.
 pub const GATE_WAIT: Duration = Duration::from_secs(2);
+/// How long a gate at another node, whose replica is no longer the primary, may take to say how far it delivered what is
+/// in flight. Usually it does within milliseconds; a node that is cut off never does.
+pub const LAST_WORD: Duration = Duration::from_millis(200);
 /// Pause before the same place is tried again.
 pub const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Longest time to connect to a server and to start a session there.

@@ -164,6 +164,33 @@ async fn a_held_gate_holds_requests_and_a_remote_one_gives_them_back() {
     }
 }
 
+/// The map is faster than the gate: what the gate has not delivered is not lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_word_of_a_former_gate_is_waited_for_and_not_for_long() {
+    let (first, second) = (Postgres::start().await, Postgres::start().await);
+    for speaks in [true, false] {
+        let cluster = Cluster::start().await;
+        cluster.open(1, &first);
+        let client = soon(cluster.connect(2)).await;
+        // Its Postgres has ended; the request that comes before the map knows stays in the gate.
+        cluster.gate(1).hold();
+        let asking = tokio::spawn(async move { number(&client, "select 7").await });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let moved = Instant::now();
+        cluster.elect();
+        cluster.promote(2);
+        cluster.open(2, &second);
+        if speaks {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            cluster.gate(1).close("another replica is primary now");
+            assert_eq!(soon(asking).await.unwrap().unwrap(), 7);
+        } else {
+            assert_eq!(code(&soon(asking).await.unwrap().unwrap_err()), "57P01");
+            assert!(moved.elapsed() < SECOND);
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn results_wait_for_the_lease() {
     let (first, second) = (Postgres::start().await, Postgres::start().await);

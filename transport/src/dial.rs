@@ -1,5 +1,6 @@
 //! Opening a connection to another node, up to the point where both sides have agreed what it is for.
 
+use crate::ahead::ReadAhead;
 use crate::frame::{read_frame, write_frame};
 use crate::identity::{Identity, server_name};
 use crate::message::Preface;
@@ -29,12 +30,12 @@ pub(crate) async fn dial(
     node: NodeId,
     address: &str,
     preface: &Preface,
-) -> Result<TlsStream<TcpStream>, CallError> {
+) -> Result<TlsStream<ReadAhead>, CallError> {
     let name = server_name(node).ok_or_else(|| CallError::Unreachable("it has no name".to_owned()))?;
     let tcp = TcpStream::connect(address).await.map_err(|e| unreachable("connecting", &e))?;
     tune(&tcp, *preface == Preface::Rpc).map_err(|e| unreachable("setting socket options", &e))?;
     let tls = TlsConnector::from(identity.client())
-        .connect(name, tcp)
+        .connect(name, ReadAhead::new(tcp))
         .await
         .map_err(|e| unreachable("proving identities", &e))?;
     let mut stream = TlsStream::Client(tls);

@@ -1,6 +1,7 @@
 //! Who a node is: its certificate, its key, and the authority that it believes.
 
 use quorate_model::NodeId;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
@@ -26,6 +27,13 @@ fn node_named(name: &str) -> Option<NodeId> {
     let id = name.strip_suffix(DOMAIN)?.strip_suffix('.')?.strip_prefix('n')?.parse().ok().map(NodeId)?;
     // One spelling only: `n007` is nobody.
     (node_name(id) == name).then_some(id)
+}
+
+/// Between nodes, all of one release, one cipher is enough: the cheapest that is safe, since every commit passes it
+/// several times.
+fn provider() -> CryptoProvider {
+    let cipher_suites = vec![rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256];
+    CryptoProvider { cipher_suites, ..rustls::crypto::aws_lc_rs::default_provider() }
 }
 
 /// What a node proves itself with and checks others by. Both directions are TLS 1.3, both sides show a
@@ -77,7 +85,7 @@ impl Identity {
         let key_path = dir.join(KEY_FILE);
         let key = PrivateKeyDer::from_pem_file(&key_path).map_err(|e| pem_error(&key_path, &e))?;
         let roots = Arc::new(roots);
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = Arc::new(provider());
         let client = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&TLS13])?
             .with_root_certificates(roots.clone())

@@ -18,6 +18,7 @@
 //! frame      := length u32 big-endian, body
 //! ```
 
+mod ahead;
 pub mod authority;
 mod dial;
 mod frame;

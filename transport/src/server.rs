@@ -1,5 +1,6 @@
 //! The answering end of connections.
 
+use crate::ahead::ReadAhead;
 use crate::dial::tune;
 use crate::frame::{MAX_FRAME_BYTES, put_frame, read_frame, write_frame};
 use crate::identity::node_of;
@@ -83,9 +84,9 @@ async fn serve_connection(peers: &Arc<Peers>, tcp: TcpStream) {
 }
 
 /// Learns who is there and what it wants, and says whether it may.
-async fn welcome(peers: &Peers, tcp: TcpStream) -> io::Result<(NodeId, Preface, TlsStream<TcpStream>)> {
+async fn welcome(peers: &Peers, tcp: TcpStream) -> io::Result<(NodeId, Preface, TlsStream<ReadAhead>)> {
     tune(&tcp, false)?;
-    let tls = TlsAcceptor::from(peers.identity().server()).accept(tcp).await?;
+    let tls = TlsAcceptor::from(peers.identity().server()).accept(ReadAhead::new(tcp)).await?;
     let from = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first()).and_then(node_of);
     let mut stream = TlsStream::Server(tls);
     let preface = read_frame(&mut stream, MAX_PREFACE_BYTES).await?;
@@ -115,8 +116,8 @@ async fn welcome(peers: &Peers, tcp: TcpStream) -> io::Result<(NodeId, Preface, 
 type Outcome = (u64, Result<Bytes, Fault>);
 
 /// Answers calls until the connection ends, and says how it did.
-async fn serve_calls(peers: &Arc<Peers>, from: NodeId, stream: TlsStream<TcpStream>) -> io::Error {
-    if let Err(error) = tune(stream.get_ref().0, true) {
+async fn serve_calls(peers: &Arc<Peers>, from: NodeId, stream: TlsStream<ReadAhead>) -> io::Error {
+    if let Err(error) = tune(stream.get_ref().0.tcp(), true) {
         return error;
     }
     let (reader, writer) = tokio::io::split(stream);

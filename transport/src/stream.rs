@@ -1,10 +1,10 @@
 //! A private byte stream between two nodes.
 
+use crate::ahead::ReadAhead;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 /// One TCP connection (`TCP_NODELAY`) under one layer of TLS, both ends proven; raw bytes after the hello.
@@ -12,7 +12,7 @@ use tokio_rustls::TlsStream;
 /// It has keepalives but no `TCP_USER_TIMEOUT`: a client that reads slowly, or a standby that stalls, leaves
 /// the window closed for as long as it likes, and Linux would count that as a dead peer. Whoever owns the
 /// stream decides when the other side has been silent for too long.
-pub struct PeerStream(pub(crate) TlsStream<TcpStream>);
+pub struct PeerStream(pub(crate) TlsStream<ReadAhead>);
 
 impl AsyncRead for PeerStream {
     fn poll_read(

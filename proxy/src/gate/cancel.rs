@@ -2,6 +2,9 @@
 //!
 //! In that wait a cancel would not undo anything: the transaction is committed here, and only the knowledge would be lost
 //! (DESIGN §3 *A commit*). So it is held, and dropped when the request has ended by itself.
+//!
+//! A cancel that is late cannot hit what the session does next: from the last look at what it does until Postgres has
+//! passed the signal on, the session begins nothing.
 
 use super::door::{Gate, Passing};
 use crate::wire::startup::cancel_request;
@@ -35,6 +38,10 @@ impl Gate {
             match self.control.waits_for_quorum(generation, &socket, pid).await {
                 Ok(false) if slot.activity() != asked_for => return,
                 Ok(false) => {
+                    let _begins_nothing = slot.cancelling();
+                    if slot.activity() != asked_for {
+                        return;
+                    }
                     let sent =
                         tokio::time::timeout(SEND_DEADLINE, send(&socket.join(".s.PGSQL.5432"), pid, secret))
                             .await;

@@ -27,9 +27,6 @@ use tokio::time::Instant;
 /// Nanoseconds of CLOCK_BOOTTIME.
 pub type BootTime = u64;
 
-/// How often a lease or a confirmation that is missing is looked for.
-const VOUCH_PAUSE: Duration = Duration::from_millis(5);
-
 /// How long a session that was cut may take to see it before [`Gate::park`] returns without it.
 const CUT_GRACE: Duration = Duration::from_secs(1);
 
@@ -38,28 +35,8 @@ pub fn boot_time() -> BootTime {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// How it is made sure that no newer primary had opened when a result was produced.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Reads {
-    /// By leases that voters grant: nothing is asked for a result, and clocks must not drift beyond their bound.
-    #[default]
-    Lease,
-    /// By a question to voters after the result was produced: no clock is trusted, a result costs a round trip.
-    Confirm,
-}
-
-/// What the acknowledgement of a commit rests on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Commits {
-    /// On Postgres, which waits for the quorum unless it was told not to, and on the guard, which refuses the telling.
-    #[default]
-    Guarded,
-    /// On the positions that a quorum has acknowledged, whatever Postgres was told.
-    Strict,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum State {
+enum State {
     Closed,
     Held,
     Open,
@@ -124,16 +101,16 @@ pub struct Gate {
     passing: AtomicU64,
     lease_until: AtomicU64,
     /// Results are confirmed, instead of leased.
-    confirms: AtomicBool,
+    pub(super) confirms: AtomicBool,
     /// Ends of transactions wait for evidence.
-    strict: AtomicBool,
+    pub(super) strict: AtomicBool,
     /// What the audit found: makes the gate strict.
-    weakened: AtomicBool,
+    pub(super) weakened: AtomicBool,
     /// Sessions that hold results back until the lease is renewed.
     pub(super) waiting: AtomicU32,
     pub(super) confirmations: Rounds,
     pub(super) evidence: Rounds,
-    source: Arc<OnceLock<Arc<dyn Evidence>>>,
+    pub(super) source: Arc<OnceLock<Arc<dyn Evidence>>>,
     inner: Mutex<Inner>,
     /// Counts changes, for those who wait for one.
     changes: watch::Sender<u64>,
@@ -320,56 +297,6 @@ impl Gate {
             }
             State::Closed => Err(NotOpen("the gate is closed".to_owned())),
             State::Held => Err(NotOpen("the gate is held".to_owned())),
-        }
-    }
-
-    /// From now on results leave by that rule. Both are safe at any time.
-    pub fn set_reads(&self, reads: Reads) {
-        let confirms = reads == Reads::Confirm;
-        if self.confirms.swap(confirms, Ordering::SeqCst) != confirms {
-            tracing::info!(database = %self.database, ?reads, "results are vouched for in another way");
-            locked(&self.inner).sessions.values().for_each(|slot| slot.wake());
-        }
-    }
-
-    #[inline]
-    pub fn reads(&self) -> Reads {
-        if self.confirms.load(Ordering::SeqCst) { Reads::Confirm } else { Reads::Lease }
-    }
-
-    pub fn set_commits(&self, commits: Commits) {
-        self.strict.store(commits == Commits::Strict, Ordering::SeqCst);
-    }
-
-    /// Strict by its option, or because something in the database could weaken commits.
-    #[inline]
-    pub fn commits(&self) -> Commits {
-        match self.strict.load(Ordering::SeqCst) || self.weakened.load(Ordering::SeqCst) {
-            true => Commits::Strict,
-            false => Commits::Guarded,
-        }
-    }
-
-    /// What an audit found. True when that is news.
-    pub(super) fn set_weakened(&self, weakened: bool) -> bool {
-        self.weakened.swap(weakened, Ordering::SeqCst) != weakened
-    }
-
-    pub(super) fn evidence_source(&self) -> Option<Arc<dyn Evidence>> {
-        self.source.get().cloned()
-    }
-
-    /// Whether a result that is here already, of that generation, may leave: waits for a lease or a confirmation.
-    pub(crate) async fn vouches(&self, generation: u64, until: Instant) -> bool {
-        loop {
-            let vouched = match self.reads() {
-                Reads::Lease => self.is_leased(),
-                Reads::Confirm => self.confirm().await,
-            };
-            if vouched || !self.passes(generation) || Instant::now() >= until {
-                return vouched && self.passes(generation);
-            }
-            tokio::time::sleep(VOUCH_PAUSE).await;
         }
     }
 

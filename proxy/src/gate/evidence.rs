@@ -10,7 +10,29 @@ use super::rounds::{Rounds, Ticket};
 use async_trait::async_trait;
 use quorate_model::{DatabaseId, Epoch, Lsn};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::time::Instant;
+
+/// How it is made sure that no newer primary had opened when a result was produced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reads {
+    /// By leases that voters grant: nothing is asked for a result, and clocks must not drift beyond their bound.
+    #[default]
+    Lease,
+    /// By a question to voters after the result was produced: no clock is trusted, a result costs a round trip.
+    Confirm,
+}
+
+/// What the acknowledgement of a commit rests on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Commits {
+    /// On Postgres, which waits for the quorum unless it was told not to, and on the guard, which refuses the telling.
+    #[default]
+    Guarded,
+    /// On the positions that a quorum has acknowledged, whatever Postgres was told.
+    Strict,
+}
 
 /// What other nodes say of a database whose primary is on this one.
 #[async_trait]
@@ -24,6 +46,8 @@ pub trait Evidence: Send + Sync + 'static {
     async fn on_quorum(&self, database: DatabaseId, epoch: Epoch, lsn: Lsn, limit: Duration) -> bool;
 }
 
+/// How often a lease or a confirmation that is missing is looked for.
+const VOUCH_PAUSE: Duration = Duration::from_millis(5);
 /// Pause after a round that did not succeed.
 const FAILED_PAUSE: Duration = Duration::from_millis(20);
 /// How long the log is expected to reach the quorum without being pushed: what has been written by a transaction that
@@ -40,6 +64,56 @@ pub(super) enum Kind {
 }
 
 impl Gate {
+    /// From now on results leave by that rule. Both are safe at any time.
+    pub fn set_reads(&self, reads: Reads) {
+        let confirms = reads == Reads::Confirm;
+        if self.confirms.swap(confirms, Ordering::SeqCst) != confirms {
+            tracing::info!(database = %self.database(), ?reads, "results are vouched for in another way");
+            self.slots().iter().for_each(|slot| slot.wake());
+        }
+    }
+
+    #[inline]
+    pub fn reads(&self) -> Reads {
+        if self.confirms.load(Ordering::SeqCst) { Reads::Confirm } else { Reads::Lease }
+    }
+
+    pub fn set_commits(&self, commits: Commits) {
+        self.strict.store(commits == Commits::Strict, Ordering::SeqCst);
+    }
+
+    /// Strict by its option, or because something in the database could weaken commits.
+    #[inline]
+    pub fn commits(&self) -> Commits {
+        match self.strict.load(Ordering::SeqCst) || self.weakened.load(Ordering::SeqCst) {
+            true => Commits::Strict,
+            false => Commits::Guarded,
+        }
+    }
+
+    /// What an audit found. True when that is news.
+    pub(super) fn set_weakened(&self, weakened: bool) -> bool {
+        self.weakened.swap(weakened, Ordering::SeqCst) != weakened
+    }
+
+    fn evidence_source(&self) -> Option<Arc<dyn Evidence>> {
+        self.source.get().cloned()
+    }
+
+    /// Whether a result that is here already, of that generation, may leave: waits for a lease or a confirmation.
+    pub(crate) async fn vouches(&self, generation: u64, until: Instant) -> bool {
+        loop {
+            let vouched = match self.reads() {
+                Reads::Lease => self.is_leased(),
+                Reads::Confirm => self.confirm().await,
+            };
+            if vouched || !self.passes(generation) || Instant::now() >= until {
+                return vouched && self.passes(generation);
+            }
+            tokio::time::sleep(VOUCH_PAUSE).await;
+        }
+    }
+
     pub(super) fn rounds(&self, kind: Kind) -> &Rounds {
         match kind {
             Kind::Confirmation => &self.confirmations,

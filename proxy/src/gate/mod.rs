@@ -11,8 +11,8 @@ pub mod serve;
 pub mod slot;
 
 use crate::gate::slot::locked;
-pub use door::{BootTime, Commits, Door, Gate, NotOpen, Parked, Reads, boot_time};
-pub use evidence::Evidence;
+pub use door::{BootTime, Door, Gate, NotOpen, Parked, boot_time};
+pub use evidence::{Commits, Evidence, Reads};
 pub use pass::Pass;
 use quorate_model::DatabaseId;
 pub use slot::Slot;

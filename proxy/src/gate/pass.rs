@@ -1,7 +1,7 @@
 //! One session's right to a backend behind a gate: whether requests may go in and results may leave.
 
-use super::door::{Door, Gate, Reads};
-use super::evidence::Kind;
+use super::door::{Door, Gate};
+use super::evidence::{Kind, Reads};
 use super::rounds::Claim;
 use super::slot::Slot;
 use std::path::Path;

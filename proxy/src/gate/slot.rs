@@ -23,6 +23,8 @@ pub struct Slot {
     signals: AtomicU32,
     /// The number of the request in flight, shifted by one; the lowest bit says that it is in flight.
     activity: AtomicU64,
+    /// Cancel requests that are on their way to the backend.
+    cancelling: AtomicU32,
     backend: Mutex<Option<Backend>>,
 }
 
@@ -63,13 +65,26 @@ impl Slot {
         self.signals.load(Ordering::Acquire)
     }
 
+    // SeqCst, with `is_cancelling`: either whoever cancels sees that another request has begun, or whoever begins one
+    // sees that a cancel is on its way.
     #[inline]
     pub fn set_activity(&self, activity: Activity) {
-        self.activity.store(activity.0, Ordering::Release);
+        self.activity.store(activity.0, Ordering::SeqCst);
     }
 
     pub fn activity(&self) -> Activity {
-        Activity(self.activity.load(Ordering::Acquire))
+        Activity(self.activity.load(Ordering::SeqCst))
+    }
+
+    /// While the value is kept, the session begins no request: a cancel that is on its way could hit it.
+    pub fn cancelling(&self) -> Cancelling<'_> {
+        self.cancelling.fetch_add(1, Ordering::SeqCst);
+        Cancelling(self)
+    }
+
+    #[inline]
+    pub fn is_cancelling(&self) -> bool {
+        self.cancelling.load(Ordering::SeqCst) > 0
     }
 
     pub fn set_backend(&self, backend: Option<Backend>) {
@@ -78,6 +93,16 @@ impl Slot {
 
     pub fn backend(&self) -> Option<Backend> {
         *locked(&self.backend)
+    }
+}
+
+/// A cancel request on its way to a backend.
+pub struct Cancelling<'a>(&'a Slot);
+
+impl Drop for Cancelling<'_> {
+    fn drop(&mut self) {
+        self.0.cancelling.fetch_sub(1, Ordering::SeqCst);
+        self.0.wake();
     }
 }
 

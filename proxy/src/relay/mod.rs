@@ -244,6 +244,11 @@ impl Relay {
         true
     }
 
+    /// Something is in flight to a gate at another node, which alone knows whether Postgres has got it.
+    pub fn awaits_last_word(&self) -> bool {
+        !self.tracker.is_idle() && self.server.as_ref().is_some_and(|s| s.pass.is_none())
+    }
+
     pub fn barrier_passed(&mut self) {
         if let Some(server) = &mut self.server {
             server.egress.barrier_passed();
@@ -369,3 +374,6 @@ fn poll_fill(stream: &mut Stream, lane: &mut Lane, cx: &mut Context<'_>) -> Poll
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -115,6 +115,18 @@ impl Relay {
         (self.parking || self.paused) && self.tracker.is_idle()
     }
 
+    /// A cancel of the request before is on its way, and what comes now would begin another one. The session is woken
+    /// when it has arrived.
+    #[inline]
+    fn is_being_cancelled(&mut self) -> bool {
+        if !self.tracker.is_quiet() {
+            return false;
+        }
+        // Told first: a cancel that is not seen here has to see it.
+        self.note_activity();
+        self.slot.is_cancelling()
+    }
+
     /// Whether the server may get what the client sends. Between transactions also whether results could leave:
     /// a request that has not begun can still go to another primary. (What guards results is the check at their way
     /// out.)
@@ -148,7 +160,7 @@ impl Relay {
                     self.pass_up(bytes);
                 }
                 Front::Large(header) => {
-                    if self.begins_nothing() || self.tracker.is_overfull() {
+                    if self.begins_nothing() || self.tracker.is_overfull() || self.is_being_cancelled() {
                         return;
                     }
                     if !self.begin_large_up(header) {
@@ -156,7 +168,7 @@ impl Relay {
                     }
                 }
                 Front::Whole(header) => {
-                    if self.begins_nothing() || self.tracker.is_overfull() {
+                    if self.begins_nothing() || self.tracker.is_overfull() || self.is_being_cancelled() {
                         return;
                     }
                     if !self.judge_message_up(header) {

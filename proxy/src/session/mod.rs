@@ -12,7 +12,7 @@ pub mod params;
 pub mod shared;
 
 use crate::cancel::CancelKey;
-use crate::config::FAREWELL_DEADLINE;
+use crate::config::{FAREWELL_DEADLINE, LAST_WORD};
 use crate::gate::door::Door;
 use crate::gate::serve::barrier;
 use crate::relay::{Event, Relay, down};
@@ -24,7 +24,7 @@ use follow::{Denied, Primary};
 use quorate_throttle::Permit;
 use shared::{RouteEntry, Shared};
 use std::sync::Arc;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// What a login has made.
 pub struct Made {
@@ -43,11 +43,15 @@ pub struct Session {
     parameters: Vec<(String, String)>,
     /// Where its server is, or was last.
     primary: Primary,
+    /// Another replica is primary now; until then the gate of the former one may say what it delivered.
+    last_word: Option<Instant>,
     // These end with the session.
     _key: CancelKey,
     _entry: RouteEntry,
     _permit: Permit,
 }
+
+const MOVED: &str = "another replica has become the primary";
 
 /// Whether the session goes on.
 enum Next {
@@ -65,12 +69,28 @@ pub(crate) fn stopping() -> ErrorReply {
 impl Session {
     pub fn new(shared: Arc<Shared>, relay: Relay, made: Made) -> Self {
         let Made { target, parameters, primary, key, entry, permit } = made;
-        Session { shared, relay, target, parameters, primary, _key: key, _entry: entry, _permit: permit }
+        Session {
+            shared,
+            relay,
+            target,
+            parameters,
+            primary,
+            last_word: None,
+            _key: key,
+            _entry: entry,
+            _permit: permit,
+        }
     }
 
     pub async fn run(mut self) {
         loop {
-            let next = match self.relay.event().await {
+            let event = match self.last_word {
+                None => self.relay.event().await,
+                Some(until) => timeout_at(until, self.relay.event())
+                    .await
+                    .unwrap_or_else(|_| Event::ServerLost(MOVED.to_owned())),
+            };
+            let next = match event {
                 Event::Signal => self.look().await,
                 Event::Request => self.attach().await,
                 Event::Barrier => self.barrier().await,
@@ -116,7 +136,11 @@ impl Session {
             Place::At { replica, epoch, .. }
                 if replica != self.primary.replica && epoch > self.primary.epoch =>
             {
-                self.lost(End::Lost, "another replica has become the primary", None).await
+                if self.relay.awaits_last_word() {
+                    self.last_word.get_or_insert(Instant::now() + LAST_WORD);
+                    return Next::GoOn;
+                }
+                self.lost(End::Lost, MOVED, None).await
             }
             _ => Next::GoOn,
         }
@@ -132,6 +156,7 @@ impl Session {
 
     /// The server is gone. `delivered`: how many bytes a remote gate took in.
     async fn lost(&mut self, end: End, why: &str, delivered: Option<u64>) -> Next {
+        self.last_word = None;
         let at_boundary = self.relay.down.at_boundary();
         if let Some(delivered) = delivered {
             self.relay.take_back(delivered);

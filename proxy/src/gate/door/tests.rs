@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
+use super::super::evidence::Reads;
 use super::*;
 
 const FIRST: Epoch = Epoch::new(0, 1, 0);
