@@ -54,7 +54,9 @@ impl ReadAhead {
         wanted.put_slice(&buffer[self.start..self.start + bytes]);
         self.start += bytes;
         if self.start == self.end {
-            self.buffer.take().map_or((), give_back);
+            if let Some(buffer) = self.buffer.take() {
+                give_back(buffer);
+            }
         }
     }
 }

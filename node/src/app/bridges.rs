@@ -1,6 +1,6 @@
 //! Small adapters between crates that do not know each other.
 
-use quorate_model::{Applied, Command, DatabaseId, Epoch, GateReport, Lsn, NodeId, PartitionMap};
+use quorate_model::{Applied, Command, DatabaseId, Epoch, GateReport, Lsn, NodeId, PartitionMap, Reads};
 use quorate_partition_map::{MapError, MapHandle};
 use quorate_proxy::{Evidence, Gates};
 use quorate_reconfig_agent::agent::{Agent, BootTime, GateControl};
@@ -78,6 +78,10 @@ impl GateControl for GateBridge {
 
     fn drop_lease(&self, database: DatabaseId) {
         self.gates.gate(database).drop_lease();
+    }
+
+    fn set_reads(&self, database: DatabaseId, reads: Reads) {
+        self.gates.gate(database).set_reads(reads);
     }
 
     fn remove(&self, database: DatabaseId) {

@@ -8,21 +8,12 @@
 use super::door::Gate;
 use super::rounds::{Rounds, Ticket};
 use async_trait::async_trait;
+pub use quorate_model::Reads;
 use quorate_model::{DatabaseId, Epoch, Lsn};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
-
-/// How it is made sure that no newer primary had opened when a result was produced.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Reads {
-    /// By leases that voters grant: nothing is asked for a result, and clocks must not drift beyond their bound.
-    #[default]
-    Lease,
-    /// By a question to voters after the result was produced: no clock is trusted, a result costs a round trip.
-    Confirm,
-}
 
 /// What the acknowledgement of a commit rests on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -246,7 +246,7 @@ impl Relay {
 
     /// Something is in flight to a gate at another node, which alone knows whether Postgres has got it.
     pub fn awaits_last_word(&self) -> bool {
-        !self.tracker.is_idle() && self.server.as_ref().is_some_and(|s| s.pass.is_none())
+        !self.tracker.is_quiet() && self.server.as_ref().is_some_and(|s| s.pass.is_none())
     }
 
     pub fn barrier_passed(&mut self) {

@@ -21,6 +21,9 @@ impl Agent {
     /// Whether enough voters said, after this was called, that they had not promised a newer reign than that of `epoch`.
     pub async fn confirm(&self, database: DatabaseId, epoch: Epoch) -> bool {
         let epoch = epoch.reign();
+        if self.reached_by_quorum(database, epoch, |_| None).is_some() {
+            return true;
+        }
         let mut asked: FuturesUnordered<_> = self
             .voters(database, epoch)
             .into_iter()
@@ -92,6 +95,7 @@ impl Agent {
     }
 
     /// The highest value that a quorum of every configuration in force has reached; none when this node does not lead.
+    /// A lone primary needs nobody: no other can be elected before it has answered a fence.
     fn reached_by_quorum(
         &self,
         database: DatabaseId,
@@ -100,10 +104,14 @@ impl Agent {
     ) -> Option<u64> {
         let map = self.map();
         let record = map.databases.get(&database)?;
-        let me = self.replica_of(database)?.id;
+        let replica = self.replica_of(database)?;
+        let me = replica.id;
+        if !replica.state().is_settled_by(record.epoch) {
+            return None;
+        }
         let configurations = record.configurations().filter(|c| c.primary == me);
         configurations
-            .map(|c| c.reached_by_quorum(&value))
+            .map(|c| if c.is_lone() { Some(u64::MAX) } else { c.reached_by_quorum(&value) })
             .min()
             .flatten()
             .filter(|_| self.leads(database, epoch))

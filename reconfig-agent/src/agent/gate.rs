@@ -22,7 +22,7 @@ pub trait GateControl: Send + Sync + 'static {
     fn set_lease(&self, database: DatabaseId, until: BootTime);
     fn drop_lease(&self, database: DatabaseId);
     /// When results may leave, beside the lease: told before an opening and again at every look.
-    fn set_reads(&self, _database: DatabaseId, _reads: Reads) {}
+    fn set_reads(&self, database: DatabaseId, reads: Reads);
     /// Forgets a database that is not here any more.
     fn remove(&self, database: DatabaseId);
     fn report(&self, database: DatabaseId) -> (GateReport, u32);

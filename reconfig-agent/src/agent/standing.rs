@@ -152,6 +152,12 @@ impl Standing {
         Ok(self.promoted_in.unwrap_or(reign))
     }
 
+    /// Whether a record of that epoch is not older than the one that settled who counts: an older one may count
+    /// somebody who was cut off since.
+    pub fn is_settled_by(&self, epoch: Epoch) -> bool {
+        epoch >= self.arranged
+    }
+
     /// Whether this replica is the primary of that epoch: what a barrier, an opening and a retirement need.
     pub fn leads(&self, replica: ReplicaId, epoch: Epoch) -> Result<(), Failure> {
         self.obeys(replica, epoch)?;
