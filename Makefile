@@ -19,8 +19,11 @@ T ?=
 SEED ?=
 # make model BOUND=medium
 BOUND ?= small
+# make sim SEEDS=100 FROM=1
+SEEDS ?= 100
+FROM ?= 1
 
-.PHONY: help setup build demo test test-unit test-integration model lint faults bench-failover
+.PHONY: help setup build demo test test-unit test-integration model sim lint faults bench-failover
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +52,11 @@ test-integration: ## the cluster tests only (TEST=lose_node for one of them)
 model: ## model checking of the decisions: every state up to a bound, then the mutants (BOUND=small, medium, large)
 	$(CARGO) build --release --package quorate-checker
 	@$(CARGO_TARGET_DIR)/release/model --bound $(BOUND) $(ARGS)
+
+sim: ## SEEDS whole clusters under faults, each from one number (SEEDS=100 FROM=1 ARGS='--jobs 2')
+	@scripts/setup --build-only
+	$(CARGO) build --release --package quorate-sim
+	$(CARGO_TARGET_DIR)/release/sim --seeds $(SEEDS) --from $(FROM) $(ARGS)
 
 lint: ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check

@@ -16,6 +16,8 @@ const DRAWN: &[(&str, &[&str])] = &[
     ("reconfig-agent", &["model", "transport"]),
     ("proxy", &["model", "transport", "throttle"]),
     ("node", &["model", "transport", "ring", "throttle", "partition-map", "reconfig-agent", "proxy"]),
+    // Runs the daemon's control plane in one process, on a ground of its own.
+    ("sim", &["model", "transport", "ring", "partition-map", "reconfig-agent", "proxy", "node"]),
     // Looks at the daemon from outside, as its users do.
     ("integration", &["model"]),
     // Runs the daemon's decisions inside models.
@@ -30,9 +32,9 @@ const KEPT: &[(&str, &[&str])] = &[
     ("foca", &["ring"]),
     ("pgwire", &["proxy", "node"]),
     ("axum", &["node"]),
-    ("clap", &["node", "integration", "checker"]),
+    ("clap", &["node", "integration", "checker", "sim"]),
     ("stateright", &["checker"]),
-    ("anyhow", &["node", "integration", "xtask"]),
+    ("anyhow", &["node", "integration", "sim", "xtask"]),
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

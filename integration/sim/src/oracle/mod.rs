@@ -1,0 +1,269 @@
+//! Looks at everything that happens and says what must not be. One file an invariant of DESIGN §5, as far as it can be
+//! seen from outside the protocol; I3 (every fence set meets every write quorum) is the model checker's, I13 the
+//! operations' own tests', and I14 is the world's heal phase.
+//!
+//! A position of the log is *pinned* when a client was told of what stands there: a commit acknowledged or a value
+//! returned, counted from the moment at which the result left the gate. From then on every primary has to have the same
+//! record at that position.
+
+mod i01_durable;
+mod i02_fenced;
+mod i04_log_matching;
+mod i05_one_primary;
+mod i06_row_on_quorum;
+mod i07_fresh_reads;
+mod i08_stable_values;
+mod i09_configurations;
+mod i10_no_loss;
+mod i11_voters_only;
+mod i12_emptied;
+
+use crate::pg::server::Placed;
+use crate::pg::wal::{KEYS, Record};
+use crate::trace;
+use quorate_model::{Database, DatabaseId, Epoch, PartitionMap, ReplicaId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Violations told; one is enough to fail.
+const MAX_VIOLATIONS: usize = 20;
+
+#[derive(Default)]
+pub struct Oracle(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    violations: Vec<String>,
+    books: BTreeMap<DatabaseId, Book>,
+    promises: BTreeMap<ReplicaId, Epoch>,
+    /// Replicas whose data was lost and not copied anew.
+    emptied: BTreeSet<ReplicaId>,
+    acknowledged: u64,
+    reads: u64,
+    unknown: u64,
+}
+
+/// What is known of one database.
+#[derive(Default)]
+pub(crate) struct Book {
+    /// The newest record that any node showed.
+    newest: Option<Database>,
+    /// By position in the log, the record that a client was told of.
+    pinned: BTreeMap<usize, u64>,
+    /// For each key the farthest acknowledged commit, and the farthest value returned.
+    acknowledged: [Option<Placed>; KEYS],
+    returned: [Option<Placed>; KEYS],
+    /// The replica whose gate opened in each reign.
+    opened: BTreeMap<Epoch, ReplicaId>,
+    /// The highest epoch row that each replica ever had durable.
+    rows: BTreeMap<ReplicaId, Epoch>,
+}
+
+/// What a statement has to be at least as new as.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Floor {
+    acknowledged: Option<Placed>,
+    returned: Option<Placed>,
+}
+
+/// The gate through which a result leaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Egress {
+    pub database: DatabaseId,
+    pub replica: ReplicaId,
+    pub reign: Epoch,
+    pub key: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    pub acknowledged: u64,
+    pub reads: u64,
+    pub unknown: u64,
+}
+
+impl Inner {
+    fn judge(&mut self, verdict: Result<(), String>) {
+        if let Err(text) = verdict {
+            trace::note(&format!("VIOLATION {text}"));
+            if self.violations.len() < MAX_VIOLATIONS {
+                self.violations.push(text);
+            }
+        }
+    }
+
+    fn book(&mut self, database: DatabaseId) -> &mut Book {
+        self.books.entry(database).or_default()
+    }
+}
+
+impl Book {
+    fn pin(&mut self, placed: Placed) -> Result<(), String> {
+        match self.pinned.insert(placed.index, placed.serial) {
+            Some(other) if other != placed.serial => Err(format!(
+                "I1: clients were told of two records at position {}: {other} and {}",
+                placed.index, placed.serial
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Oracle {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn violations(&self) -> Vec<String> {
+        self.inner().violations.clone()
+    }
+
+    pub fn fail(&self, text: String) {
+        self.inner().judge(Err(text));
+    }
+
+    pub fn counts(&self) -> Counts {
+        let inner = self.inner();
+        Counts { acknowledged: inner.acknowledged, reads: inner.reads, unknown: inner.unknown }
+    }
+
+    /// A node shows this map.
+    pub fn map(&self, map: &PartitionMap) {
+        let mut inner = self.inner();
+        for record in map.databases.values() {
+            let book = inner.book(record.id);
+            if book.newest.as_ref().is_some_and(|known| known.version >= record.version) {
+                continue;
+            }
+            let verdicts = [
+                i09_configurations::record(record),
+                i10_no_loss::record(record),
+                i05_one_primary::epoch(book.newest.as_ref(), record),
+            ];
+            book.newest = Some(record.clone());
+            for verdict in verdicts {
+                inner.judge(verdict);
+            }
+        }
+    }
+
+    /// A promise is on disk.
+    pub fn promised(&self, replica: ReplicaId, epoch: Epoch) {
+        let mut inner = self.inner();
+        let former = inner.promises.insert(replica, epoch);
+        let verdict = i05_one_primary::promise(replica, former, epoch);
+        inner.judge(verdict);
+    }
+
+    /// The replica's data, and its promise with it, is gone.
+    pub fn lost(&self, replica: ReplicaId) {
+        let mut inner = self.inner();
+        inner.promises.remove(&replica);
+        inner.emptied.insert(replica);
+    }
+
+    /// A copy begins: what is there after it is whole.
+    pub fn emptied(&self, replica: ReplicaId) {
+        self.inner().emptied.remove(&replica);
+    }
+
+    pub fn epoch_row_flushed(&self, database: DatabaseId, replica: ReplicaId, epoch: Epoch) {
+        let mut inner = self.inner();
+        let row = inner.book(database).rows.entry(replica).or_default();
+        *row = epoch.max(*row);
+    }
+
+    /// Names were set on a primary.
+    pub fn named(&self, database: DatabaseId, replica: ReplicaId, names: &BTreeSet<ReplicaId>) {
+        let mut inner = self.inner();
+        let verdict = i09_configurations::names(inner.book(database).newest.as_ref(), replica, names);
+        inner.judge(verdict);
+    }
+
+    /// A walsender of that primary counted a standby's flush.
+    pub fn counted(&self, database: DatabaseId, primary: ReplicaId, reign: Epoch, standby: ReplicaId) {
+        let mut inner = self.inner();
+        let newest = inner.book(database).newest.as_ref();
+        let verdict = i11_voters_only::check(newest, primary, reign, standby);
+        inner.judge(verdict);
+    }
+
+    /// A standby took records behind a record that is not the one before them.
+    pub fn garbage(&self, database: DatabaseId, replica: ReplicaId, at: usize, own: u64, other: u64) {
+        self.inner().judge(i04_log_matching::check(database, replica, at, own, other));
+    }
+
+    /// A gate opened in front of a log.
+    pub fn gate_opened(&self, database: DatabaseId, replica: ReplicaId, reign: Epoch, log: &[Record]) {
+        let mut inner = self.inner();
+        let was_emptied = inner.emptied.contains(&replica);
+        let book = inner.book(database);
+        let verdicts = [
+            i01_durable::check(database, &book.pinned, replica, log),
+            i05_one_primary::opened(&mut book.opened, database, replica, reign),
+            i06_row_on_quorum::check(book.newest.as_ref(), &book.rows, replica, reign),
+            i12_emptied::check(database, replica, was_emptied),
+        ];
+        for verdict in verdicts {
+            inner.judge(verdict);
+        }
+    }
+
+    /// A statement begins at a gate.
+    pub fn floor(&self, database: DatabaseId, key: usize) -> Floor {
+        let mut inner = self.inner();
+        let book = inner.book(database);
+        Floor { acknowledged: book.acknowledged[key], returned: book.returned[key] }
+    }
+
+    /// The answer to a commit leaves the gate.
+    pub fn acknowledged(&self, egress: Egress, placed: Placed) {
+        let mut inner = self.inner();
+        inner.acknowledged += 1;
+        let book = inner.book(egress.database);
+        let verdicts = [i02_fenced::check(&book.opened, egress), book.pin(placed)];
+        let known = &mut book.acknowledged[egress.key];
+        if known.is_none_or(|k| k.index < placed.index) {
+            *known = Some(placed);
+        }
+        trace::fold(&[10, egress.database.0, placed.index as u64, placed.serial]);
+        for verdict in verdicts {
+            inner.judge(verdict);
+        }
+    }
+
+    /// A value leaves the gate.
+    pub fn returned(&self, egress: Egress, floor: Floor, value: Option<Placed>) {
+        let mut inner = self.inner();
+        inner.reads += 1;
+        let book = inner.book(egress.database);
+        let mut verdicts = vec![
+            i02_fenced::check(&book.opened, egress),
+            i07_fresh_reads::check(egress, floor.acknowledged, value),
+            i08_stable_values::check(egress, floor.returned, value),
+        ];
+        if let Some(placed) = value {
+            verdicts.push(book.pin(placed));
+            let known = &mut book.returned[egress.key];
+            if known.is_none_or(|k| k.index < placed.index) {
+                *known = Some(placed);
+            }
+            trace::fold(&[11, egress.database.0, placed.index as u64, placed.serial]);
+        }
+        for verdict in verdicts {
+            inner.judge(verdict);
+        }
+    }
+
+    /// A client does not know what became of its commit.
+    pub fn unknown(&self) {
+        self.inner().unknown += 1;
+    }
+
+    /// At the end: everything that clients were told of is in that log. How many of them are not.
+    pub fn lost_commits(&self, database: DatabaseId, log: &[Record]) -> usize {
+        let mut inner = self.inner();
+        let book = inner.book(database);
+        book.pinned.iter().filter(|(at, serial)| log.get(**at).map(|r| r.serial) != Some(**serial)).count()
+    }
+}
