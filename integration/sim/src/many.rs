@@ -197,4 +197,8 @@ fn report(sum: &Sum, first: u64, took: Duration) {
     for (seed, why) in &sum.failed {
         println!("failed seed {seed}: {why}");
     }
+    // As cargo's tests tell theirs: scripts/test adds them up.
+    let failed = sum.failed.len() as u64;
+    let verdict = if failed == 0 { "ok" } else { "FAILED" };
+    println!("test result: {verdict}. {} passed; {failed} failed; 0 ignored", sum.seeds - failed);
 }

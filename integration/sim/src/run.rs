@@ -150,6 +150,8 @@ fn last_look(world: &mut World, verdict: &mut Verdict) -> std::io::Result<()> {
         };
         verdict.lost += world.oracle.lost_commits(record.id, &log) as u64;
         before.push((record.id, log));
+    }
+    for record in map.databases.values() {
         if let Some(at) = record.primary_node().and_then(|n| world.nodes.iter().position(|x| x.id == n)) {
             let lasts = world.dice.between(50, 900);
             if world.nodes[at].is_up() {
@@ -162,6 +164,9 @@ fn last_look(world: &mut World, verdict: &mut Verdict) -> std::io::Result<()> {
     world.step()?;
     if !wait(world, HEAL_LIMIT_MS, World::are_whole)? && healthy_so_far(world) {
         world.oracle.fail(format!("I14: the last failover did not end: {:?}", world.troubles()));
+    }
+    if !healthy_so_far(world) {
+        return Ok(());
     }
     let map = world.map();
     for (id, log) in before {

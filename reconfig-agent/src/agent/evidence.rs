@@ -55,7 +55,10 @@ impl Agent {
 
     /// A voter's answer. That very replica is asked: another one of its database may have promised something else.
     pub(super) fn confirms(&self, voter: ReplicaId, epoch: Epoch) -> bool {
-        self.replica(voter).is_some_and(|replica| replica.state().supports(epoch))
+        self.replica(voter).is_some_and(|replica| {
+            let state = replica.state();
+            state.remembers() && state.supports(epoch)
+        })
     }
 
     /// Waits until a quorum has acknowledged the log up to `lsn` in the reign of `epoch`; false when `limit` is over or

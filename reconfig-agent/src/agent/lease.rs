@@ -85,7 +85,10 @@ impl Agent {
     /// Whether this node lets the primary of `epoch` release results until `until` (this node's clock). What is
     /// granted is remembered before it is answered: a fence reports how long it still runs.
     pub fn grant_lease(&self, database: DatabaseId, epoch: Epoch, until: BootTime) -> bool {
-        self.replica_of(database).is_some_and(|replica| replica.state().grant(epoch, until))
+        self.replica_of(database).is_some_and(|replica| {
+            let mut state = replica.state();
+            state.remembers() && state.grant(epoch, until)
+        })
     }
 
     /// The daemon did not run for a while: what it held may have been taken over meanwhile.

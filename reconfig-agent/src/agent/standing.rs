@@ -178,6 +178,12 @@ impl Standing {
         Ok(self.validated.replace(reign) != Some(reign))
     }
 
+    /// Whether what this replica once promised is known here. With its data it has lost its promise too, so it may not
+    /// speak for any reign: neither grant nor confirm.
+    pub fn remembers(&self) -> bool {
+        !self.is_failed() && !matches!(self.run, RunState::Absent | RunState::Building)
+    }
+
     /// Whether this replica, as a voter, still supports the primary of that reign: it has promised no newer one and
     /// is no primary itself. What a grant and a confirmation rest on.
     pub fn supports(&self, epoch: Epoch) -> bool {
@@ -358,6 +364,16 @@ mod tests {
         assert!(!standing.grant(epoch(1), 100), "the mutant that grants after its promise");
         assert!(!standing.supports(epoch(1)), "the mutant that confirms after its promise");
         assert!(standing.follow(me, epoch(1)).is_err());
+    }
+
+    #[test]
+    fn a_replica_that_lost_its_data_speaks_for_no_reign() {
+        let mut standing = Standing::new(Epoch::default(), 0);
+        assert!(!standing.remembers(), "its data has not been looked for yet");
+        standing.run = RunState::Stopped("killed".to_owned());
+        assert!(standing.remembers(), "the daemon grants, not the instance");
+        standing.run = RunState::Failed("its data directory is gone".to_owned());
+        assert!(!standing.remembers());
     }
 
     #[test]

@@ -445,6 +445,20 @@ impl ReplicaInstance for SimInstance {
         }
     }
 
+    async fn write_epoch_alone(
+        &self,
+        epoch: Epoch,
+        _uuid: uuid::Uuid,
+        deadline: Duration,
+    ) -> Result<Lsn, InstanceError> {
+        const WHAT: &str = "the epoch row";
+        let run = self.primary()?;
+        match timeout(deadline, self.write_epoch_row(&run.server, epoch)).await {
+            Ok(written) => written.map(|()| run.server.disk.content().end()),
+            Err(_) => Err(InstanceError::Timeout { what: WHAT, after: deadline }),
+        }
+    }
+
     async fn checkpoint(&self) -> Result<(), InstanceError> {
         let run = self.run()?;
         sleep(self.around.conditions.fsync(run.server.node)).await;

@@ -249,6 +249,11 @@ impl Server {
         state.names.k >= 1 && met.len() >= state.names.k
     }
 
+    /// How far each standby is known to be durable.
+    pub fn flushes(&self) -> BTreeMap<ReplicaId, Lsn> {
+        self.state().senders.values().map(|s| (s.replica, s.flush)).collect()
+    }
+
     /// Whether every walsender's standby has that much: what a fast stop waits for.
     pub fn all_have(&self, lsn: Lsn) -> bool {
         self.state().senders.values().all(|s| s.flush >= lsn)

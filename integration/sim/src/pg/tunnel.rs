@@ -303,6 +303,13 @@ impl PrimaryTunnels for SimUpstreams {
             served.cut(|_, _| true);
         }
     }
+
+    fn flushes(&self, database: DatabaseId) -> BTreeMap<ReplicaId, Lsn> {
+        let sockets =
+            locked(&self.served).get(&database).and_then(|s| s.admission.clone()).map(|a| a.sockets);
+        let server = sockets.and_then(|sockets| self.registry.server(&sockets));
+        server.map(|server| server.flushes()).unwrap_or_default()
+    }
 }
 
 /// Takes streams for [`SimUpstreams`].
