@@ -1,6 +1,6 @@
 //! The map's record of a database (DESIGN §4).
 
-use crate::{Configuration, DatabaseId, Epoch, Lineage, NodeId, OperationId, ReplicaId, ServerId};
+use crate::{Configuration, DatabaseId, Epoch, Lineage, NodeId, OperationId, Position, ReplicaId, ServerId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -67,6 +67,19 @@ pub enum ReplicaState {
     /// Given up by a forced recovery: it never counts again and is not started. Its data stays on its node until an
     /// operator drops it.
     Quarantined,
+    /// It discards the end of its log, which the history does not hold, and may hold less than it once acknowledged
+    /// until it is past `floor`: where its log ended (I12).
+    Incomplete {
+        floor: Position,
+    },
+}
+
+impl ReplicaState {
+    /// Whether a replica in this state may be a member of a configuration, and its answer to a fence a part of a
+    /// cover (I11, I12).
+    pub fn may_count(self) -> bool {
+        !matches!(self, ReplicaState::Incomplete { .. } | ReplicaState::Quarantined)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -160,6 +173,11 @@ impl Database {
         missing.into_iter().collect()
     }
 
+    /// Whether a replica is known not to count: see [`ReplicaState::may_count`].
+    pub fn is_barred(&self, replica: ReplicaId) -> bool {
+        self.replicas.get(&replica).is_some_and(|r| !r.state.may_count())
+    }
+
     /// Copies that may come to count but do not yet.
     pub fn learners(&self) -> impl Iterator<Item = ReplicaId> + '_ {
         let members = self.members();
@@ -200,6 +218,9 @@ impl Database {
         }
         if self.epoch.data_loss == 0 && self.configurations().any(Configuration::is_lone) {
             return Err("only an operator's word leaves a primary without voters");
+        }
+        if self.members().into_iter().any(|r| self.is_barred(r)) {
+            return Err("a replica that is incomplete cannot be a member of a configuration");
         }
         if matches!(self.phase, Phase::Stable | Phase::Creating | Phase::Switching { .. })
             && !self.previous.is_empty()

@@ -283,7 +283,7 @@ impl PartitionMap {
 }
 
 /// Roles that the daemon keeps for itself in every instance.
-pub const RESERVED_LOGINS: [&str; 3] = ["postgres", "quorate", "public"];
+pub const RESERVED_LOGINS: [&str; 4] = ["postgres", "quorate", "quorate_rewind", "public"];
 /// Databases that every instance has or that clients reach otherwise.
 pub const RESERVED_DATABASES: [&str; 4] = ["postgres", "template0", "template1", "quorate"];
 

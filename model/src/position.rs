@@ -63,6 +63,21 @@ pub fn relate(lineage: &[Lineage], position: &Position) -> Relation {
     }
 }
 
+/// Where the history left a log that went on beyond it: the point to which such a log can be rewound.
+///
+/// Only a log that is known to lie on a recorded stretch of the history and to go on past its end has such a point.
+/// A log that ends on another timeline than its epoch row's comes from a promotion that never passed its barrier;
+/// its timeline may bear the number of a recorded one, and then pg_rewind takes the two for one and says that there
+/// is nothing to do. So there is none for it, nor for a log on a timeline whose number comes again later.
+pub fn fork(lineage: &[Lineage], position: &Position) -> Option<Lsn> {
+    let reign = position.epoch.reign();
+    let own = lineage.iter().rfind(|l| l.epoch.reign() <= reign)?;
+    let mut later = lineage.iter().filter(|l| l.epoch.reign() > reign);
+    let next = later.next()?;
+    let again = next.timeline == own.timeline || later.any(|l| l.timeline == own.timeline);
+    (own.timeline == position.timeline && !again && position.lsn > next.start_lsn).then_some(next.start_lsn)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,6 +119,21 @@ mod tests {
         let history = [entry(1, 1, 0), entry(3, 2, 100)];
         assert_eq!(relate(&history, &at(2, 2, 90)), Relation::Divergent);
         assert_eq!(relate(&history, &at(1, 2, 90)), Relation::Divergent);
+    }
+
+    #[test]
+    fn only_a_log_that_went_on_past_a_recorded_end_can_be_rewound() {
+        let history = [entry(1, 1, 0), entry(3, 2, 100), entry(5, 3, 200)];
+        assert_eq!(fork(&history, &at(1, 1, 150)), Some(Lsn(100)));
+        assert_eq!(fork(&history, &at(2, 1, 150)), Some(Lsn(100)), "its incumbent was re-elected");
+        assert_eq!(fork(&history, &at(3, 2, 201)), Some(Lsn(200)));
+        assert_eq!(fork(&history, &at(3, 2, 200)), None, "a prefix");
+        assert_eq!(fork(&history, &at(1, 2, 150)), None, "the same number, another promotion");
+        assert_eq!(fork(&history, &at(1, 4, 150)), None, "a promotion that was never recorded");
+        assert_eq!(fork(&history, &at(5, 3, 9000)), None, "the present");
+        assert_eq!(fork(&[], &at(1, 1, 150)), None);
+        let twice = [entry(1, 1, 0), entry(3, 1, 100)];
+        assert_eq!(fork(&twice, &at(1, 1, 150)), None, "pg_rewind would find nothing to do");
     }
 
     #[test]

@@ -52,8 +52,10 @@ pub enum RunState {
     Hung,
     /// The postmaster ended; it will be started again.
     Stopped(String),
-    /// Its log holds what the database's history does not; it waits to be dropped and rebuilt.
+    /// Its log holds what the database's history does not; it waits to be rewound, or dropped and rebuilt.
     Divergent,
+    /// pg_rewind makes it a copy of the primary again.
+    Rewinding,
     /// It cannot be used again, with the reason.
     Failed(String),
 }
@@ -68,6 +70,7 @@ impl RunState {
             RunState::Hung => "hung",
             RunState::Stopped(_) => "stopped",
             RunState::Divergent => "divergent",
+            RunState::Rewinding => "rewinding",
             RunState::Failed(_) => "failed",
         }
     }

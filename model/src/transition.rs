@@ -30,6 +30,12 @@ impl Database {
                 if (marked.state == ReplicaState::Quarantined) != (state == ReplicaState::Quarantined) {
                     return Err(Refusal::Unsafe(format!("{replica} cannot be marked so")));
                 }
+                // A floor is forgotten by being passed, by nothing else; and a copy is rewound once (I12).
+                if matches!(marked.state, ReplicaState::Incomplete { .. }) && state != ReplicaState::Up {
+                    return Err(Refusal::Unsafe(format!(
+                        "{replica} is incomplete until it is past its floor"
+                    )));
+                }
                 marked.state = state;
             }
             Change::Join { current } => {

@@ -7,15 +7,20 @@
 
 mod admin;
 mod commit;
+mod coordinator_loss;
+mod false_alarm;
 mod faults;
+mod force_recover;
 mod idle_sessions;
 mod ledger;
 mod lose_node;
 mod lose_postmaster;
+mod operations;
 mod pause_node;
 mod reach;
 mod refusals;
 mod resume;
+mod rewind;
 mod switchover;
 
 /// A file that nobody declares would be a promise that nobody tests.

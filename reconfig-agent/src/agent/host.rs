@@ -74,12 +74,40 @@ pub trait ReplicaInstance: Send + Sync + 'static {
         deadline: Duration,
     ) -> Result<Lsn, InstanceError>;
     async fn checkpoint(&self) -> Result<(), InstanceError>;
+
+    // A host that cannot rewind is one whose divergent copies are rebuilt.
+
+    /// See [`Instance::distrust`].
+    fn distrust(&self) -> Option<String> {
+        None
+    }
+    fn was_rewound(&self) -> bool {
+        false
+    }
+    async fn prepare_source(&self) -> Result<(), InstanceError> {
+        self.checkpoint().await
+    }
+    /// Rewinds to whoever the replica's own tunnel leads to.
+    async fn rewind(&self) -> Result<(), InstanceError> {
+        Err(InstanceError::NotRewound("this host cannot rewind".to_owned()))
+    }
+    async fn finish_rewind(&self) -> Result<(), InstanceError> {
+        self.start().await
+    }
+    async fn forget_rewind(&self) -> Result<(), InstanceError> {
+        Ok(())
+    }
+    async fn is_log_gone(&self) -> bool {
+        false
+    }
 }
 
 /// A standby's end of its tunnel, with the promises of [`Downstream`].
 #[async_trait::async_trait]
 pub trait StandbyTunnel: Send + Sync + 'static {
     fn attach(&self, route: Route);
+    /// Lets pg_rewind pass, and nothing else.
+    fn attach_rewind(&self, _route: Route) {}
     async fn cut(&self);
     fn status(&self) -> DownstreamStatus;
     fn watch(&self) -> watch::Receiver<Option<Epoch>>;
@@ -97,6 +125,8 @@ pub trait PrimaryTunnels: Send + Sync + 'static {
         sockets: PathBuf,
         allowed: BTreeSet<ReplicaId>,
     );
+    /// Who of them may rewind.
+    fn admit_rewinds(&self, _database: DatabaseId, _epoch: Epoch, _rewinders: BTreeSet<ReplicaId>) {}
     async fn cut_all(&self, database: DatabaseId);
     /// How far each replica has acknowledged the log to the primary here, in the current reign.
     fn flushes(&self, _database: DatabaseId) -> BTreeMap<ReplicaId, Lsn> {
@@ -187,12 +217,44 @@ impl ReplicaInstance for Instance {
     async fn checkpoint(&self) -> Result<(), InstanceError> {
         Instance::checkpoint(self).await
     }
+
+    fn distrust(&self) -> Option<String> {
+        Instance::distrust(self)
+    }
+
+    fn was_rewound(&self) -> bool {
+        Instance::was_rewound(self)
+    }
+
+    async fn prepare_source(&self) -> Result<(), InstanceError> {
+        Instance::prepare_source(self).await
+    }
+
+    async fn rewind(&self) -> Result<(), InstanceError> {
+        Instance::rewind(self, &self.paths().tunnel).await
+    }
+
+    async fn finish_rewind(&self) -> Result<(), InstanceError> {
+        Instance::finish_rewind(self).await
+    }
+
+    async fn forget_rewind(&self) -> Result<(), InstanceError> {
+        Instance::forget_rewind(self).await
+    }
+
+    async fn is_log_gone(&self) -> bool {
+        Instance::is_log_gone(self).await
+    }
 }
 
 #[async_trait::async_trait]
 impl StandbyTunnel for Downstream {
     fn attach(&self, route: Route) {
         Downstream::attach(self, route);
+    }
+
+    fn attach_rewind(&self, route: Route) {
+        Downstream::attach_rewind(self, route);
     }
 
     async fn cut(&self) {
@@ -223,6 +285,10 @@ impl PrimaryTunnels for Upstreams {
         allowed: BTreeSet<ReplicaId>,
     ) {
         Upstreams::admit(self, database, primary, epoch, sockets, allowed);
+    }
+
+    fn admit_rewinds(&self, database: DatabaseId, epoch: Epoch, rewinders: BTreeSet<ReplicaId>) {
+        Upstreams::admit_rewinds(self, database, epoch, rewinders);
     }
 
     async fn cut_all(&self, database: DatabaseId) {

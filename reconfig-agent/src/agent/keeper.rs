@@ -4,7 +4,7 @@ use super::Agent;
 use super::host::Failed;
 use super::lease::{MAX_LEASE, boottime};
 use super::replica::Replica;
-use super::standing::{Duty, route};
+use super::standing::{Duty, rewinders, route};
 use crate::instance::{Bootstrap, Process, StopMode};
 use crate::tunnel::Route;
 use quorate_model::{Database, DatabaseId, PartitionMap, Phase, ReplicaId, RunState};
@@ -146,6 +146,10 @@ impl Agent {
         if database.is_quarantined(replica.id) {
             return self.set_aside(replica).await;
         }
+        let duty = replica.state().duty(replica.id, database);
+        if let Duty::Rewind(route) = duty {
+            return self.rewind(replica, database, route).await;
+        }
         let process = replica.instance.process().borrow().clone();
         if !matches!(process, Process::Hung { .. }) {
             *hung_since = None;
@@ -175,6 +179,7 @@ impl Agent {
         let mut state = replica.state();
         let ran = state.run == RunState::Running;
         if state.ended(reason) {
+            state.led_until = Some(Instant::now());
             self.gates().drop_lease(replica.database);
             self.gates().hold(replica.database);
         }
@@ -187,14 +192,27 @@ impl Agent {
         if replica.is_failed() {
             return Ok(Next::Look);
         }
+        if let Some(reason) = replica.instance.distrust() {
+            tracing::error!(database = %replica.database, replica = %replica.id, reason, "not started again");
+            replica.set_run(RunState::Failed(reason));
+            return Ok(Next::Look);
+        }
         if !replica.instance.is_complete() {
             return self.build(replica, database).await;
         }
-        if replica.state().retired && matches!(database.phase, Phase::Switching { .. }) {
-            return Ok(Next::Look);
+        {
+            let state = replica.state();
+            let down_for = state.led_until.map(|at| at.elapsed());
+            if down_for.is_some_and(|down_for| state.may_rest(replica.id, database, down_for)) {
+                return Ok(Next::Look);
+            }
         }
         let _changing = replica.changing.lock().await;
-        replica.state().retired = false;
+        {
+            let mut state = replica.state();
+            state.retired = false;
+            state.led_until = None;
+        }
         replica.downstream.cut().await;
         // Its end has been reported by now; the gate was held when it ended.
         if matches!(replica.state().run, RunState::Stopped(_)) {
@@ -247,7 +265,7 @@ impl Agent {
     }
 
     /// Returns when the map has no more use for a copy from this primary.
-    async fn superseded(&self, id: ReplicaId, from: &Route) {
+    pub(super) async fn superseded(&self, id: ReplicaId, from: &Route) {
         let mut watch = self.0.watch.clone();
         loop {
             {
@@ -306,7 +324,19 @@ impl Agent {
             Duty::Nothing => {}
             Duty::Admit(allowed) => self.admit_replicas(replica, database, allowed).await?,
             Duty::Demote => self.demote(replica, "another replica is primary now").await?,
-            Duty::Follow(route) => self.attach_checked(replica, route, &database.lineage).await?,
+            Duty::Follow(route) => {
+                self.attach_checked(replica, route, &database.lineage).await?;
+                replica.arrange_slots(database.replicas.keys().copied()).await?;
+                if replica.downstream.status().streaming.is_none() && replica.instance.is_log_gone().await {
+                    replica
+                        .set_run(RunState::Failed("the primary no longer has the log it needs".to_owned()));
+                }
+            }
+            // Looked at before the process.
+            Duty::Rewind(_) => {}
+        }
+        if !database.is_barred(replica.id) && replica.instance.was_rewound() {
+            replica.instance.forget_rewind().await?;
         }
         Ok(Next::Look)
     }
@@ -318,14 +348,14 @@ impl Agent {
         database: &Database,
         allowed: BTreeSet<ReplicaId>,
     ) -> Result<(), Failed> {
-        let slots = allowed.iter().map(|r| r.standby_name()).collect();
-        replica.instance.ensure_slots(&slots).await?;
+        replica.arrange_slots(allowed.iter().copied()).await?;
         let mut state = replica.state();
         let reign = database.epoch.reign();
         // The map may be older than the orders that came meanwhile.
         if state.leads(replica.id, reign).is_ok() && state.arranges(replica.id, database.epoch).is_ok() {
             let sockets = replica.instance.sockets().to_owned();
             self.0.upstreams.admit(replica.database, replica.id, reign, sockets, allowed);
+            self.0.upstreams.admit_rewinds(replica.database, reign, rewinders(database));
         }
         Ok(())
     }
@@ -370,7 +400,7 @@ impl Agent {
     }
 }
 
-enum Next {
+pub(super) enum Next {
     Look,
     Gone,
 }

@@ -18,6 +18,7 @@ mod postgres_host;
 mod promise;
 mod replica;
 mod reports;
+mod rewind;
 pub mod standing;
 
 pub use gate::{BootTime, GateControl};

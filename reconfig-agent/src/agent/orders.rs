@@ -13,7 +13,7 @@ use quorate_model::position::{Relation, relate};
 use quorate_model::{Epoch, InstanceRole, Lineage, NodeId, ReplicaId, RunState};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A fence that cannot find the end of the log in this time answers without.
 const POSITION_DEADLINE: Duration = Duration::from_millis(1_500);
@@ -46,6 +46,11 @@ impl Agent {
             What::Open => self.open(&replica, epoch),
             What::Checkpoint => {
                 replica.instance.checkpoint().await.map_err(failed)?;
+                Ok(Reply::Done)
+            }
+            What::PrepareSource => {
+                replica.state().leads(replica.id, epoch)?;
+                replica.instance.prepare_source().await.map_err(failed)?;
                 Ok(Reply::Done)
             }
             What::Retire { drain_ms } => self.retire(&replica, epoch, drain_ms).await,
@@ -136,10 +141,9 @@ impl Agent {
         replica.downstream.cut().await;
         // R6: whoever may acknowledge is named before the first write of the reign.
         replica.instance.set_sync_names(sync_names).await.map_err(failed)?;
-        let slots = allowed.iter().map(|r| r.standby_name()).collect();
         let was_primary = replica.state().role == InstanceRole::Primary;
         let promoted = replica.instance.promote().await.map_err(failed)?;
-        replica.instance.ensure_slots(&slots).await.map_err(failed)?;
+        replica.arrange_slots(allowed.iter().copied()).await.map_err(failed)?;
         let since = {
             let mut state = replica.state();
             let since = state.lead(replica.id, epoch, was_primary)?;
@@ -235,8 +239,7 @@ impl Agent {
             let sockets = replica.instance.sockets().to_owned();
             self.0.upstreams.admit(replica.database, replica.id, epoch.reign(), sockets, allowed.clone());
         }
-        let slots = allowed.iter().map(|r| r.standby_name()).collect();
-        replica.instance.ensure_slots(&slots).await.map_err(failed)?;
+        replica.arrange_slots(allowed.iter().copied()).await.map_err(failed)?;
         replica.instance.set_sync_names(sync_names).await.map_err(failed)?;
         drop(changing);
         // A lone primary has no quorum to wait for: its barrier says only that nothing else can be acknowledged.
@@ -267,7 +270,11 @@ impl Agent {
         replica.state().leads(replica.id, epoch)?;
         let (kept, cut) = self.gates().park(replica.database, Duration::from_millis(drain_ms)).await;
         let _changing = replica.changing.lock().await;
-        replica.state().retired = true;
+        {
+            let mut state = replica.state();
+            state.retired = true;
+            state.led_until = Some(Instant::now());
+        }
         let stopped = replica.instance.stop(StopMode::Fast, STOP_DEADLINE).await.map_err(failed);
         replica.state().stopped("stopped for a switchover");
         stopped?;

@@ -4,10 +4,13 @@ use crate::agent::gate::BootTime;
 use crate::agent::host::{Parts, PromiseStore, ReplicaInstance, StandbyTunnel};
 use crate::agent::standing::Standing;
 use crate::decide::Behalf;
+use crate::instance::InstanceError;
 use quorate_model::{DatabaseId, Epoch, Position, ReplicaId, ReplicaReport, RunState};
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use tokio::sync::Notify;
 
 pub struct Replica {
@@ -30,6 +33,12 @@ pub struct State {
     pub report: Option<ReplicaReport>,
     /// The latest attempt of an operation for which an order was obeyed here.
     pub latest_order_for: Option<Behalf>,
+    /// When its instance ended or was retired as a primary, until it is started again.
+    pub led_until: Option<Instant>,
+    /// The slots that were last arranged, and in which postmaster's time.
+    slots: Option<(u32, BTreeSet<String>)>,
+    /// Where its log ended when it was found divergent: the floor of a rewind.
+    divergent_at: Option<Position>,
 }
 
 impl State {
@@ -44,6 +53,14 @@ impl State {
                 Ok(Ok(()))
             }
         }
+    }
+}
+
+impl State {
+    /// The last known end of its log. Of a divergent one the end that was found divergent.
+    pub fn position(&self) -> Option<Position> {
+        let sampled = self.report.as_ref().and_then(|r| r.position);
+        if self.run == RunState::Divergent { self.divergent_at.or(sampled) } else { sampled }
     }
 }
 
@@ -66,7 +83,15 @@ impl Replica {
         let Parts { instance, downstream, promise, promised } = parts;
         // A grant made before a restart of this daemon is not remembered, but it still runs.
         let standing = Standing::new(promised, granted_until);
-        let state = State { standing, promise, report: None, latest_order_for: None };
+        let state = State {
+            standing,
+            promise,
+            report: None,
+            latest_order_for: None,
+            led_until: None,
+            slots: None,
+            divergent_at: None,
+        };
         Replica {
             id,
             database,
@@ -92,13 +117,37 @@ impl Replica {
         self.state().is_failed()
     }
 
+    /// Slots for these replicas and no others, on a standby too: a promotion then finds them there.
+    pub async fn arrange_slots(
+        &self,
+        replicas: impl IntoIterator<Item = ReplicaId>,
+    ) -> Result<(), InstanceError> {
+        let names: BTreeSet<String> =
+            replicas.into_iter().filter(|r| *r != self.id).map(|r| r.standby_name()).collect();
+        let Some(pid) = self.instance.process().borrow().pid() else { return Err(InstanceError::NotRunning) };
+        let wanted = Some((pid, names));
+        if self.state().slots == wanted {
+            return Ok(());
+        }
+        let Some((_, names)) = &wanted else { return Ok(()) };
+        self.instance.ensure_slots(names).await?;
+        self.state().slots = wanted;
+        Ok(())
+    }
+
     /// Marks the replica as one that must never stream again.
     pub fn set_divergent(&self, position: &Position) {
         tracing::warn!(
             database = %self.database, replica = %self.id, lsn = %position.lsn,
             timeline = %position.timeline, epoch = %position.epoch,
-            "the log holds what the history does not; the replica will be rebuilt"
+            "the log holds what the history does not"
         );
-        self.set_run(RunState::Divergent);
+        let mut state = self.state();
+        state.divergent_at = Some(*position);
+        state.run = if self.instance.was_rewound() {
+            RunState::Failed(format!("divergent at {} although it was rewound", position.lsn))
+        } else {
+            RunState::Divergent
+        };
     }
 }

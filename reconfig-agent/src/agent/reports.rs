@@ -111,7 +111,7 @@ fn self_report(replica: &Replica) -> ReplicaReport {
         run,
         role: state.role,
         promise: state.promise(),
-        position: sampled.and_then(|r| r.position),
+        position: state.position(),
         streaming: None,
         timeline: sampled.map_or(Timeline(0), |r| r.timeline),
         flush_lsn: sampled.map_or(Lsn(0), |r| r.flush_lsn),

@@ -11,8 +11,14 @@
 use crate::agent::gate::BootTime;
 use crate::decide::Failure;
 use crate::tunnel::Route;
-use quorate_model::{Database, Epoch, InstanceRole, NodeId, Phase, ReplicaId, RunState};
+use quorate_model::{Database, Epoch, InstanceRole, NodeId, Phase, ReplicaId, ReplicaState, RunState};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// How long a primary that ended stays down while nobody is known to need it.
+const SHORT_REST: Duration = Duration::from_millis(200);
+/// The same while others make up the quorum of its successor.
+const LONG_REST: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Standing {
@@ -60,6 +66,8 @@ pub enum Duty {
     Demote,
     /// A standby: attach to this primary after a check of its history.
     Follow(Route),
+    /// Its log left the history, and the record has its floor: rewind it to this primary.
+    Rewind(Route),
 }
 
 impl Standing {
@@ -273,6 +281,21 @@ impl Standing {
         self.run = RunState::Stopped(why.to_owned());
     }
 
+    /// Whether an instance that led may stay down a little longer: its recovery would compete for disk and processor with
+    /// the promotion that everybody waits for. Not when its position or its acknowledgement may be what is missing.
+    pub fn may_rest(&self, me: ReplicaId, record: &Database, down_for: Duration) -> bool {
+        match record.phase {
+            Phase::Switching { .. } => self.retired,
+            // The election is about to be recorded, or the answers of the others are about to cover.
+            Phase::Stable | Phase::Joint => {
+                !self.retired && record.current.primary == me && down_for < SHORT_REST
+            }
+            Phase::Electing { .. } => down_for < SHORT_REST,
+            Phase::Promoting { .. } => !record.current.contains(me) && down_for < LONG_REST,
+            Phase::Creating | Phase::QuorumLost { .. } | Phase::Dropping => false,
+        }
+    }
+
     pub fn is_failed(&self) -> bool {
         matches!(self.run, RunState::Failed(_) | RunState::Divergent)
     }
@@ -280,11 +303,17 @@ impl Standing {
     /// What the map asks of a running instance. Never more than its promise allows: a keeper that reads an old map
     /// undoes no fence.
     pub fn duty(&self, me: ReplicaId, record: &Database) -> Duty {
+        let reign = record.epoch.reign();
+        let settled = matches!(record.phase, Phase::Stable | Phase::Joint | Phase::Creating);
+        if self.run == RunState::Divergent && settled && rewinders(record).contains(&me) {
+            return match route(record) {
+                Some(route) if route.primary != me && self.promise <= route.epoch => Duty::Rewind(route),
+                _ => Duty::Nothing,
+            };
+        }
         if self.is_failed() {
             return Duty::Nothing;
         }
-        let reign = record.epoch.reign();
-        let settled = matches!(record.phase, Phase::Stable | Phase::Joint | Phase::Creating);
         match self.role {
             InstanceRole::Primary if record.current.primary == me => {
                 let is_newest = record.epoch >= self.arranged;
@@ -323,6 +352,12 @@ fn admissible(record: &Database, me: ReplicaId) -> BTreeSet<ReplicaId> {
         allowed.retain(|r| record.current.contains(*r) || !removed.contains(r));
     }
     allowed
+}
+
+/// Who may read the primary's files for a rewind.
+pub fn rewinders(record: &Database) -> BTreeSet<ReplicaId> {
+    let incomplete = |r: &ReplicaState| matches!(r, ReplicaState::Incomplete { .. });
+    record.replicas.iter().filter(|(_, r)| incomplete(&r.state)).map(|(id, _)| *id).collect()
 }
 
 /// Where a secondary follows from, once somebody is primary.
@@ -435,5 +470,39 @@ mod tests {
         assert_eq!(promise(&mut standing, epoch(2)), Err(epoch(3)));
         assert_eq!(promise(&mut standing, Epoch::new(0, 3, 9)), Ok(()));
         assert_eq!(standing.promise(), epoch(3));
+    }
+
+    /// Without the rest, a crashed primary's recovery flushes the disk that its successor's promotion waits for.
+    #[test]
+    fn who_led_rests_unless_it_is_needed() {
+        let (me, other) = (ReplicaId(1), ReplicaId(2));
+        let brief = Duration::from_millis(50);
+        let record = |phase: Phase, primary: ReplicaId, voter: ReplicaId| Database {
+            id: quorate_model::DatabaseId(1),
+            server: quorate_model::ServerId(1),
+            name: "app".into(),
+            version: 1,
+            epoch: epoch(2),
+            phase,
+            current: quorate_model::Configuration::new(primary, [voter], 1),
+            previous: Vec::new(),
+            replicas: BTreeMap::new(),
+            lineage: Vec::new(),
+            operation: None,
+            copies: 3,
+            reads: Default::default(),
+        };
+        let standing = Standing::new(epoch(1), 0);
+        let coordinator = NodeId(1);
+        let stable = record(Phase::Stable, me, other);
+        assert!(standing.may_rest(me, &stable, brief));
+        assert!(!standing.may_rest(me, &stable, LONG_REST));
+        let electing = record(Phase::Electing { coordinator }, me, other);
+        assert!(standing.may_rest(me, &electing, brief));
+        assert!(!standing.may_rest(me, &electing, LONG_REST), "its position may complete the cover");
+        let promoting = Phase::Promoting { coordinator };
+        assert!(standing.may_rest(me, &record(promoting.clone(), other, ReplicaId(3)), SHORT_REST));
+        assert!(!standing.may_rest(me, &record(promoting, other, me), brief), "a voter of its successor");
+        assert!(!standing.may_rest(me, &record(Phase::Stable, other, ReplicaId(3)), brief));
     }
 }

@@ -556,6 +556,7 @@ fn deadline(what: &What) -> Duration {
         What::Barrier { .. } => Duration::from_secs(6),
         What::Promote { .. } => Duration::from_secs(20),
         What::Checkpoint => Duration::from_secs(30),
+        What::PrepareSource => Duration::from_secs(120),
         What::Retire { drain_ms } => Duration::from_millis(drain_ms + 20_000),
     }
 }

@@ -35,8 +35,13 @@ pub enum Outcome {
 
 pub fn judge(ballot: &Ballot<'_>) -> Outcome {
     let database = ballot.database;
-    let positions: BTreeMap<ReplicaId, Position> =
-        ballot.fences.iter().filter_map(|(r, f)| Some((*r, f.position?))).collect();
+    // I12: a replica that discards log may hold less than it once acknowledged. Its answer says nothing.
+    let positions: BTreeMap<ReplicaId, Position> = ballot
+        .fences
+        .iter()
+        .filter(|(r, _)| !database.is_barred(**r))
+        .filter_map(|(r, f)| Some((*r, f.position?)))
+        .collect();
     let fenced: BTreeSet<ReplicaId> = positions.keys().copied().collect();
     if !database.is_covered_by(&fenced) {
         return Outcome::Uncovered { missing: database.missing_for_cover(&fenced) };

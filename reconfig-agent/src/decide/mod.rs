@@ -12,6 +12,7 @@ pub mod explain;
 pub mod operate;
 pub mod order;
 pub mod reconfigure;
+pub mod returning;
 pub mod settle;
 pub mod timers;
 pub mod view;

@@ -51,6 +51,9 @@ pub enum What {
     Open,
     /// Shorten the stall of a switchover: write a checkpoint while clients still work.
     Checkpoint,
+    /// On the primary: become fit to be the source of a rewind. Its role is there, and a checkpoint of its own timeline
+    /// has been written: pg_rewind takes the timeline from the control file.
+    PrepareSource,
     /// Stop sessions at transaction boundaries, wait this long for open transactions, then stop the instance so
     /// that its log ends with a shutdown checkpoint that every secondary has.
     Retire { drain_ms: u64 },
@@ -65,6 +68,7 @@ impl What {
             What::Barrier { .. } => OrderKind::Barrier,
             What::Open => OrderKind::Open,
             What::Checkpoint => OrderKind::Checkpoint,
+            What::PrepareSource => OrderKind::PrepareSource,
             What::Retire { .. } => OrderKind::Retire,
         }
     }
@@ -78,6 +82,7 @@ pub enum OrderKind {
     Barrier,
     Open,
     Checkpoint,
+    PrepareSource,
     Retire,
 }
 
@@ -91,6 +96,7 @@ impl OrderKind {
             OrderKind::Barrier => "barrier",
             OrderKind::Open => "open",
             OrderKind::Checkpoint => "checkpoint",
+            OrderKind::PrepareSource => "prepare source",
             OrderKind::Retire => "retire",
         }
     }

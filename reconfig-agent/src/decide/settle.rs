@@ -4,7 +4,7 @@
 use super::operate::{self, UnderWay};
 use super::reconfigure::barrier;
 use super::view::{Health, Progress, Trigger, View};
-use super::{Act, Note, order};
+use super::{Act, Note, order, returning};
 use quorate_model::{
     Change, Configuration, Database, EventKind, InstanceRole, NodeId, OperationKind, ReplicaId, ReplicaState,
     RunState, placement,
@@ -82,6 +82,7 @@ pub fn stable(view: &View<'_>, database: &Database, progress: &Progress) -> Vec<
     let act = marks(view, database)
         .or_else(|| shrink(view, database))
         .or_else(|| admit_learner(view, database))
+        .or_else(|| returning::rewind(view, database, progress))
         .or_else(|| forget_lost(view, database))
         .or_else(|| complete(view, database));
     act.into_iter().collect()
@@ -138,10 +139,13 @@ fn marks(view: &View<'_>, database: &Database) -> Option<Act> {
         let lost = matches!(view.health(database, *id), Health::Unwell { .. })
             && !matches!(
                 view.report(*id).map(|r| &r.run),
-                Some(RunState::Building | RunState::Absent | RunState::Starting)
+                Some(RunState::Building | RunState::Absent | RunState::Starting | RunState::Rewinding)
             )
             && view.unwell_for(database, *id) >= view.timers.shrink_after.min(view.timers.replace_after);
         let state = match (lost, replica.state) {
+            (_, ReplicaState::Incomplete { floor }) if returning::is_past(view, database, *id, floor) => {
+                ReplicaState::Up
+            }
             (true, ReplicaState::Up) => ReplicaState::Down { since_ms: view.unix_ms },
             (false, ReplicaState::Down { .. }) if view.health(database, *id) == Health::Well => {
                 ReplicaState::Up
@@ -151,6 +155,12 @@ fn marks(view: &View<'_>, database: &Database) -> Option<Act> {
         Some(Act::Propose {
             change: Change::MarkReplica { replica: *id, state },
             note: match (state, view.health(database, *id)) {
+                (ReplicaState::Up, _) if !replica.state.may_count() => Note::Event {
+                    kind: EventKind::ReplicaBuilt,
+                    reason: format!("{id} was rewound and is past its floor"),
+                    from: None,
+                    to: Some(*id),
+                },
                 (ReplicaState::Down { .. }, Health::Unwell { reason, .. }) => {
                     Note::Event { kind: EventKind::ReplicaLost, reason, from: Some(*id), to: None }
                 }
@@ -214,10 +224,18 @@ fn lost(view: &View<'_>, database: &Database, replica: ReplicaId) -> bool {
 
 /// Whether a learner can never be used as it is, or was away for too long.
 fn is_beyond_return(view: &View<'_>, database: &Database, replica: ReplicaId) -> bool {
-    if let Some(RunState::Divergent | RunState::Failed(_)) = view.report(replica).map(|r| &r.run) {
-        return true;
+    let run = view.report(replica).map(|r| &r.run);
+    match run {
+        Some(RunState::Failed(_)) => return true,
+        Some(RunState::Divergent) if !returning::can_be_rewound(view, database, replica) => return true,
+        _ => {}
     }
     match database.replicas.get(&replica).map(|r| r.state) {
+        Some(ReplicaState::Incomplete { .. }) => {
+            run != Some(&RunState::Rewinding)
+                && lost(view, database, replica)
+                && view.unwell_for(database, replica) >= view.timers.replace_after
+        }
         Some(ReplicaState::Down { since_ms }) => {
             lost(view, database, replica)
                 && view.unix_ms.saturating_sub(since_ms) >= view.timers.replace_after
@@ -226,7 +244,7 @@ fn is_beyond_return(view: &View<'_>, database: &Database, replica: ReplicaId) ->
     }
 }
 
-/// Drops what will not come back: a divergent copy at once, a lost one when its successor has a place.
+/// Drops what will not come back: a copy that cannot be used at once, a lost one when its successor has a place.
 fn forget_lost(view: &View<'_>, database: &Database) -> Option<Act> {
     let gone = database.learners().find(|r| is_beyond_return(view, database, *r))?;
     let node_is_down = database.node_of(gone).is_some_and(|n| view.down.contains_key(&n));

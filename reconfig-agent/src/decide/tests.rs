@@ -41,6 +41,8 @@ struct World {
     claims: BTreeMap<OperationId, u32>,
     /// Every step that was recorded.
     steps: Vec<Step>,
+    /// Whether rewinds succeed.
+    rewinds: bool,
 }
 
 impl World {
@@ -88,6 +90,7 @@ impl World {
             refused: Vec::new(),
             claims: BTreeMap::new(),
             steps: Vec::new(),
+            rewinds: true,
         };
         world.run_until("created", |w| w.is_open() && w.db().phase == Phase::Stable);
         world
@@ -147,6 +150,15 @@ impl World {
             }
             if settled && fake.promise <= d.epoch.reign() {
                 fake.role = InstanceRole::Standby;
+                if fake.run == RunState::Divergent && d.is_barred(*id) {
+                    match position::fork(&d.lineage, &fake.position) {
+                        Some(fork) if self.rewinds => fake.position.lsn = fork,
+                        _ => fake.run = RunState::Failed("the rewind failed".into()),
+                    }
+                }
+                if matches!(fake.run, RunState::Failed(_)) {
+                    continue;
+                }
                 let prefix = position::relate(&d.lineage, &fake.position) == position::Relation::Prefix;
                 if fresh || prefix {
                     fake.run = RunState::Running;
@@ -337,7 +349,7 @@ impl World {
         if order.epoch.reign() < fake.promise {
             return Err(Failure::Promised { replica: order.replica, promise: fake.promise });
         }
-        if !matches!(order.what, What::Checkpoint | What::Barrier { .. } | What::Open) {
+        if !matches!(order.what, What::Checkpoint | What::PrepareSource | What::Barrier { .. } | What::Open) {
             fake.promise = order.epoch.reign();
         }
         Ok(match order.what {
@@ -397,7 +409,7 @@ impl World {
                 fake.gate = GateReport::Open(order.epoch.reign());
                 Reply::Done
             }
-            What::Checkpoint => Reply::Done,
+            What::Checkpoint | What::PrepareSource => Reply::Done,
             What::Retire { .. } => {
                 let at = fake.position;
                 fake.role = InstanceRole::Standby;
@@ -465,19 +477,120 @@ fn loses_the_node_of_the_primary_and_becomes_whole_again() {
     assert!(world.now - lost_at > 15_000, "not before replace_after");
 }
 
-#[test]
-fn a_postmaster_that_ends_costs_a_failover_and_its_divergent_copy_is_rebuilt() {
-    let mut world = World::new(4);
+/// The primary ended with log that nobody else has; another leads now, and it has come back.
+fn divergent_former_primary(world: &mut World) -> ReplicaId {
     assert!(world.commit());
     let first = world.db().current.primary;
-    world.replicas.get_mut(&first).unwrap().alive = false;
-    world.replicas.get_mut(&first).unwrap().position.lsn.0 += 500;
+    let fake = world.replicas.get_mut(&first).unwrap();
+    fake.alive = false;
+    fake.position.lsn.0 += 500;
     world.run_until("open", |w| w.is_open() && w.db().current.primary != first);
     let fake = world.replicas.get_mut(&first).unwrap();
     fake.alive = true;
     fake.role = InstanceRole::Standby;
+    first
+}
+
+#[test]
+fn a_divergent_copy_is_rewound_with_a_floor_and_votes_again() {
+    let mut world = World::new(4);
+    let first = divergent_former_primary(&mut world);
+    let end = world.replicas[&first].position;
+    world.run_until("incomplete", |w| w.db().is_barred(first));
+    assert_eq!(world.db().replicas[&first].state, ReplicaState::Incomplete { floor: end });
+    assert!(!world.db().members().contains(&first));
     world.run_until("whole", World::is_whole);
-    assert!(!world.db().replicas.contains_key(&first));
+    assert!(world.db().current.voters.contains(&first), "under its own id");
+    assert!(world.refused.is_empty(), "{:?}", world.refused);
+    assert!(world.commit());
+}
+
+#[test]
+fn a_rewind_goes_on_under_another_coordinator() {
+    let mut world = World::new(4);
+    let first = divergent_former_primary(&mut world);
+    while world.db().current.primary == first || !world.progress.source_ready {
+        world.step();
+    }
+    // Its knowledge is lost at every step from the first order on; the record alone leads to the end.
+    for _ in 0..100 {
+        world.progress = Progress::new(world.db().epoch.reign());
+        world.step();
+        world.step();
+    }
+    world.run_until("whole", World::is_whole);
+    assert!(world.db().current.voters.contains(&first));
+}
+
+#[test]
+fn a_rewind_that_fails_is_not_tried_again() {
+    let mut world = World::new(4);
+    world.rewinds = false;
+    let first = divergent_former_primary(&mut world);
+    world.run_until("incomplete", |w| w.db().is_barred(first));
+    world.run_until("whole", World::is_whole);
+    assert!(!world.db().replicas.contains_key(&first), "rebuilt under another id");
+}
+
+/// Two promotions may choose one number: pg_rewind would find nothing to do, so nobody asks it.
+#[test]
+fn a_copy_on_a_timeline_of_an_unrecorded_promotion_is_flattened_without_a_try() {
+    let mut world = World::new(4);
+    let first = divergent_former_primary(&mut world);
+    world.replicas.get_mut(&first).unwrap().position.timeline = Timeline(2);
+    while world.db().replicas.contains_key(&first) {
+        assert!(!world.db().is_barred(first));
+        assert!(!world.progress.source_ready);
+        world.step();
+    }
+    world.run_until("whole", World::is_whole);
+}
+
+/// I12: between the rewind and its floor it may hold less than it once acknowledged.
+#[test]
+fn an_incomplete_copy_makes_no_cover_and_never_wins() {
+    let mut world = World::new(4);
+    let first = divergent_former_primary(&mut world);
+    world.run_until("incomplete", |w| w.db().is_barred(first));
+    let d = world.db().clone();
+    let voter = d.current.voters.iter().copied().next().unwrap();
+    let elect = |fences: &[ReplicaId]| {
+        let far = Position { epoch: d.epoch, lsn: Lsn(1 << 40), timeline: Timeline(9) };
+        let fenced = Fenced {
+            position: Some(far),
+            role: InstanceRole::Standby,
+            lease_left_ms: 0,
+            note: String::new(),
+        };
+        let fences = fences.iter().map(|r| (*r, fenced.clone())).collect();
+        let awaited = BTreeSet::new();
+        election::judge(&election::Ballot {
+            database: &d,
+            fences: &fences,
+            awaited: &awaited,
+            wish: Some(first),
+        })
+    };
+    assert!(matches!(elect(&[first]), election::Outcome::Uncovered { .. }));
+    let election::Outcome::Elected(c) = elect(&[first, voter]) else { panic!() };
+    assert!(!c.contains(first), "{c:?}");
+    let change = Change::Join { current: Configuration::new(d.current.primary, [first], 1) };
+    world.apply(&d, change);
+    assert!(matches!(world.refused.last(), Some(Refusal::Unsafe(_))), "the record refuses it as well");
+    let forget = Change::MarkReplica { replica: first, state: ReplicaState::Down { since_ms: 0 } };
+    world.apply(&d, forget);
+    assert_eq!(world.refused.len(), 2, "and does not forget the floor");
+}
+
+/// A postmaster that does not answer, or whose disk takes no log, is as good as dead.
+#[test]
+fn a_hung_primary_is_failed_over() {
+    let mut world = World::new(4);
+    assert!(world.commit());
+    let first = world.db().current.primary;
+    world.replicas.get_mut(&first).unwrap().run = RunState::Hung;
+    world.run_until("open elsewhere", |w| w.is_open() && w.db().current.primary != first);
+    assert!(world.commit());
 }
 
 #[test]

@@ -82,6 +82,7 @@ impl View<'_> {
             RunState::Failed(why) => because(format!("{replica} failed: {why}")),
             RunState::Hung => because(format!("postmaster of {replica} does not answer")),
             RunState::Divergent => because(format!("{replica} is divergent")),
+            RunState::Rewinding => because(format!("{replica} is being rewound")),
             RunState::Starting => because(format!("{replica} is starting")),
             RunState::Absent | RunState::Building => because(format!("{replica} has no data yet")),
         }
@@ -102,6 +103,7 @@ impl View<'_> {
     /// Whether a secondary follows the primary of this reign closely enough to vote.
     pub fn is_ready(&self, database: &Database, replica: ReplicaId) -> bool {
         self.health(database, replica) == Health::Well
+            && !database.is_barred(replica)
             && self.report(replica).is_some_and(|r| {
                 r.role == InstanceRole::Standby
                     && r.streaming.is_some_and(|e| e.same_reign(database.epoch))
@@ -169,6 +171,8 @@ pub struct Progress {
     pub opened: bool,
     pub retired: bool,
     pub checkpointed: bool,
+    /// The primary of this reign can be the source of a rewind.
+    pub source_ready: bool,
     pub in_flight: BTreeSet<(OrderKind, ReplicaId)>,
     pub failures: BTreeMap<(OrderKind, ReplicaId), FailureCount>,
     pub steps: Vec<StepTime>,
@@ -251,6 +255,7 @@ impl Progress {
             (OrderKind::Open, _) => self.opened = true,
             (OrderKind::Retire, _) => self.retired = true,
             (OrderKind::Checkpoint, _) => self.checkpointed = true,
+            (OrderKind::PrepareSource, _) => self.source_ready = true,
             _ => {}
         }
     }

@@ -10,6 +10,7 @@ use super::process;
 use super::session::{Purpose, Session, lock, quote_identifier, quote_literal, within};
 use super::settings::{MAINTENANCE_DATABASE, SUPERUSER};
 use super::{Inner, Instance, StopMode, spawn, tool};
+use crate::tunnel::REWIND_USER;
 use quorate_model::Epoch;
 use quorate_model::configuration::SENTINEL_SYNC_NAMES;
 use rustix::process::Signal;
@@ -56,7 +57,7 @@ impl Bootstrap {
             let name = self.database_name.clone();
             return Err(InstanceError::Reserved { kind: "database", name });
         }
-        let reserved_login = matches!(self.login.as_str(), SUPERUSER | "public" | "none");
+        let reserved_login = matches!(self.login.as_str(), SUPERUSER | REWIND_USER | "public" | "none");
         if reserved_login || self.login.starts_with("pg_") {
             return Err(InstanceError::Reserved { kind: "login", name: self.login.clone() });
         }
@@ -77,7 +78,6 @@ impl Instance {
         self.inner.wipe().await?;
         self.inner.initdb().await?;
         *lock(&self.inner.sync_names) = SENTINEL_SYNC_NAMES.to_owned();
-        *lock(&self.inner.names_in_force) = None;
         self.inner.prepare(Role::FirstPrimary).await?;
         process::launch(&self.inner).await?;
         self.inner.wait_until_answering(FIRST_START_DEADLINE).await?;
@@ -97,6 +97,7 @@ impl Inner {
             files::remove_durably(&inner.paths.complete)?;
             files::remove(&inner.paths.promoting)?;
             files::remove_tree(&inner.paths.data)?;
+            inner.paths.forget_faults()?;
             inner.paths.prepare(&inner.user)
         })
         .await
@@ -144,6 +145,7 @@ impl Inner {
              COMMIT"
         );
         session.rows("making the daemon's table", &own_table).await?;
+        super::rewind::make_role(&session).await?;
 
         session.set_secret("quorate.verifier", &wanted.verifier).await?;
         let login = quote_literal(&wanted.login);

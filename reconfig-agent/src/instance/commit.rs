@@ -83,28 +83,25 @@ impl Inner {
     async fn set_sync_names(self: &Arc<Self>, names: &str) -> Result<(), InstanceError> {
         const WHAT: &str = "setting the sync names";
         let _in_order = self.reconfiguring.lock().await;
-        if !self.process.borrow().is_live() {
-            return Err(InstanceError::NotRunning);
-        }
-        // A re-election names the same again: a reload would cost every backend its reading of the files.
-        if lock(&self.names_in_force).as_deref() == Some(names) {
+        let Some(pid) = self.process.borrow().pid() else { return Err(InstanceError::NotRunning) };
+        let in_force = (pid, names.to_owned());
+        if lock(&self.sync_names_in_force).as_ref() == Some(&in_force) {
             return Ok(());
         }
-        *lock(&self.names_in_force) = None;
         let (inner, wanted) = (self.clone(), names.to_owned());
+        *lock(&self.sync_names_in_force) = None;
         *lock(&self.sync_names) = names.to_owned();
         blocking(WHAT, move || inner.settings(&wanted).write_daemon_file(&inner.user)).await?;
         self.reload();
-        loop {
-            // A new session has what the postmaster has.
-            let session = self.sessions.fresh(Purpose::Quick, SYNC_NAMES_DEADLINE).await?;
-            let row = session.row(WHAT, "SHOW synchronous_standby_names").await?;
-            if row.text(0) == Some(names) {
-                *lock(&self.names_in_force) = Some(names.to_owned());
-                return Ok(());
-            }
+        // The postmaster reads its configuration before it tells its children to: what a session that was there before
+        // shows, a new one has.
+        let session = self.sessions.quick(SYNC_NAMES_DEADLINE).await?;
+        while session.row(WHAT, "SHOW synchronous_standby_names").await?.text(0) != Some(names) {
             tokio::time::sleep(RELOAD_POLL).await;
         }
+        self.sessions.keep(session);
+        *lock(&self.sync_names_in_force) = Some(in_force);
+        Ok(())
     }
 
     /// A promotion whose caller gave up may have ended well since.

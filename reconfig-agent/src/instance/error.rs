@@ -25,6 +25,16 @@ pub enum InstanceError {
     #[error("the data directory is not complete: it was never bootstrapped or seeded to its end")]
     Incomplete,
 
+    #[error("the data cannot be trusted: {0}")]
+    Distrusted(String),
+
+    /// Nothing was touched yet: it can be tried again.
+    #[error("the primary cannot be the source of a rewind yet: {0}")]
+    SourceNotReady(String),
+
+    #[error("the rewind was no use: {0}")]
+    NotRewound(String),
+
     #[error("the data directory is complete already and is not overwritten")]
     AlreadyComplete,
 

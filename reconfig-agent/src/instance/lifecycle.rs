@@ -25,12 +25,14 @@ impl Instance {
         if !self.is_complete() {
             return Err(InstanceError::Incomplete);
         }
+        if let Some(reason) = self.distrust() {
+            return Err(InstanceError::Distrusted(reason));
+        }
         if !self.inner.process.borrow().is_live() {
             {
                 // Not while a change is still asking the postmaster before this one.
                 let _in_order = self.inner.reconfiguring.lock().await;
                 *lock(&self.inner.sync_names) = SENTINEL_SYNC_NAMES.to_owned();
-                *lock(&self.inner.names_in_force) = None;
             }
             self.inner.prepare(Role::Standby).await?;
             process::launch(&self.inner).await?;

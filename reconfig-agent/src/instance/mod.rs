@@ -8,6 +8,7 @@
 //! * `synchronous_standby_names` is never empty (R5), and the configuration is the daemon's alone;
 //! * [`Instance::position`] is the end of the valid log, exactly: a promotion would go on there (R8);
 //! * [`Instance::write_epoch`] and [`Instance::barrier`] return only what a quorum holds. Any doubt is an error;
+//! * an instance whose storage failed it, or whose rewind did not end, is never started again ([`Instance::distrust`]);
 //! * the postmaster does not outlive the daemon, and processes that an earlier one left are cleared before a start.
 //!
 //! It never decides a role, knows no peer (the tunnel's directory is the only way out), and never sees a tenant's
@@ -27,14 +28,17 @@ mod paths;
 mod position;
 mod process;
 mod promote;
+mod rewind;
 mod seed;
 mod session;
 mod settings;
 mod spawn;
+mod stall;
 mod sync_names;
 #[cfg(test)]
 mod tests;
 mod tool;
+mod trust;
 mod user;
 mod version;
 pub mod wal;
@@ -87,8 +91,8 @@ struct Inner {
     sessions: session::Sessions,
     /// What the generated configuration names now.
     sync_names: Mutex<String>,
-    /// What new sessions of the running postmaster were seen to obey; none since a start or during a change.
-    names_in_force: Mutex<Option<String>>,
+    /// What sessions of this postmaster that begin now have, once that is certain.
+    sync_names_in_force: Mutex<Option<(u32, String)>>,
     /// Orders changes of `sync_names`, and the file with them.
     reconfiguring: tokio::sync::Mutex<()>,
     /// Held while the epoch row is between the log and its visibility.
@@ -119,7 +123,7 @@ impl Instance {
             process: watch::Sender::new(Process::Down),
             postmaster: Mutex::new(None),
             sync_names: Mutex::new(SENTINEL_SYNC_NAMES.to_owned()),
-            names_in_force: Mutex::new(None),
+            sync_names_in_force: Mutex::new(None),
             reconfiguring: tokio::sync::Mutex::new(()),
             epoch_writer: tokio::sync::Mutex::new(()),
             seed: watch::Sender::new(SeedProgress::default()),

@@ -95,7 +95,8 @@ impl Instance {
     }
 
     /// Makes the slots that are missing and drops those of replicas that are not named and not streaming. A slot
-    /// made on a primary holds the log from now on; one made on a standby holds nothing before it is used.
+    /// made on a primary holds the log from now on; one on a standby, which may become primary any time, holds nothing
+    /// before it is used.
     pub async fn ensure_slots(&self, names: &BTreeSet<String>) -> Result<(), InstanceError> {
         within("arranging the slots", SLOTS_DEADLINE, self.inner.ensure_slots(names)).await
     }
@@ -161,7 +162,7 @@ impl Inner {
 
     async fn ensure_slots(&self, names: &BTreeSet<String>) -> Result<(), InstanceError> {
         const WHAT: &str = "arranging the slots";
-        const SLOTS: &str = "SELECT slot_name, active \
+        const SLOTS: &str = "SELECT slot_name, active, restart_lsn IS NOT NULL \
             FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT temporary";
         let found = self.sessions.rows(WHAT, SLOTS, SLOTS_DEADLINE).await?;
         let reserve = !self.is_in_recovery(SLOTS_DEADLINE).await?;
@@ -169,11 +170,14 @@ impl Inner {
         let mut statements = Vec::new();
         for row in &found {
             let name = row.text(0).unwrap_or_default();
-            present.insert(name.to_owned());
             let ours = ReplicaId::from_standby_name(name).is_some();
-            if ours && !names.contains(name) && !row.is_true(1)? {
+            // A former primary's would hold the log for ever: nobody streams from a standby.
+            let holds_in_vain = !reserve && row.is_true(2)?;
+            if ours && (!names.contains(name) || holds_in_vain) && !row.is_true(1)? {
                 let name = quote_literal(name);
                 statements.push(format!("SELECT pg_drop_replication_slot({name})"));
+            } else {
+                present.insert(name.to_owned());
             }
         }
         for name in names.difference(&present) {

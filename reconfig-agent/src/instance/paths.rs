@@ -36,6 +36,12 @@ pub struct Paths {
     pub complete: PathBuf,
     /// Exists from before a promotion until its end is known to be in the log.
     pub promoting: PathBuf,
+    /// Exists from before a rewind touches `data` until the instance has answered after it.
+    pub rewinding: PathBuf,
+    /// Exists from the end of a rewind until the replica is past its floor.
+    pub rewound: PathBuf,
+    /// Exists when the data cannot be trusted any more; holds the reason.
+    pub distrusted: PathBuf,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +67,9 @@ impl Paths {
             log: root.join("postgres.log"),
             complete: root.join("complete"),
             promoting: root.join("promoting"),
+            rewinding: root.join("rewinding"),
+            rewound: root.join("rewound"),
+            distrusted: root.join("distrusted"),
             root,
         };
         for path in [&paths.root, &paths.sockets, &paths.tunnel] {

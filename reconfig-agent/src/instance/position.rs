@@ -14,7 +14,7 @@
 use super::error::InstanceError;
 use super::files::blocking;
 use super::session::{Row, Session, within};
-use super::wal::{self, Tail};
+use super::wal::{self, Segments, Tail};
 use super::{Inner, Instance, identify};
 use quorate_model::{Epoch, Lsn, Position, Timeline};
 use std::os::unix::fs::FileExt;
@@ -192,17 +192,29 @@ pub fn timeline_of(row: &Row, column: usize) -> Result<Timeline, InstanceError> 
 
 /// Judges what follows the last replayed record. Blocking.
 fn tail(pg_wal: &Path, replay: Lsn, receive: Lsn) -> Result<Tail, InstanceError> {
+    let segments = segments(pg_wal)?;
     // Received bytes are in the file of the newest timeline that has this segment.
-    let start = wal::skip_header(replay);
-    let segment = wal::segment_name(Timeline(0), start).split_off(8);
+    let start = segments.skip_header(replay);
+    let segment = segments.name(Timeline(0), start).split_off(8);
     let newest = newest(pg_wal, |name| name.len() == 24 && name.ends_with(&segment))?;
-    Ok(wal::tail(replay, receive, |at| {
-        let name = wal::segment_name(newest?, at);
+    Ok(segments.tail(replay, receive, |at| {
+        let name = segments.name(newest?, at);
         let file = std::fs::File::open(pg_wal.join(name)).ok()?;
         let mut bytes = [0; 4];
-        file.read_exact_at(&mut bytes, at.0 % wal::SEGMENT_BYTES).ok()?;
+        file.read_exact_at(&mut bytes, segments.offset(at)).ok()?;
         Some(u32::from_le_bytes(bytes))
     }))
+}
+
+/// How the log in `pg_wal` is divided. Blocking.
+pub fn segments(pg_wal: &Path) -> Result<Segments, InstanceError> {
+    let entries = std::fs::read_dir(pg_wal).map_err(InstanceError::file("listing", pg_wal))?;
+    let is_segment = |name: &str| name.len() == 24 && wal::timeline_of_file(name).is_some();
+    entries
+        .flatten()
+        .filter(|entry| entry.file_name().to_str().is_some_and(is_segment))
+        .find_map(|entry| Segments::of(entry.metadata().ok()?.len()))
+        .ok_or_else(|| InstanceError::Protocol { what: WHAT, detail: "pg_wal holds no segment".to_owned() })
 }
 
 /// The highest timeline that a segment or a history file bears. Blocking.

@@ -1,7 +1,9 @@
-//! Watching a postmaster: its end is noticed at once, its silence within a second or so.
+//! Watching a postmaster: its end is noticed at once, its silence within a second or so, and that its log does not get
+//! to the disk within three ([`super::stall`]).
 
 use super::error::InstanceError;
 use super::session::{Purpose, Session, lock};
+use super::stall::{self, LogProgress, Stall};
 use super::{Inner, files, orphan, spawn};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use std::fs::OpenOptions;
@@ -36,7 +38,7 @@ pub enum Process {
     Starting { pid: u32 },
     /// It answers.
     Running { pid: u32 },
-    /// It is there and misses its probes.
+    /// It is there and misses its probes: it does not answer, or what it writes does not get to the disk.
     Hung { pid: u32 },
     /// It ended without an order.
     Exited { reason: String, at: Instant },
@@ -107,6 +109,7 @@ pub async fn launch(inner: &Arc<Inner>) -> Result<(), InstanceError> {
     let postmaster = Arc::new(Postmaster::new(pid).inspect_err(|_| spawn::kill_group(Some(pid)))?);
     *lock(&inner.postmaster) = Some(postmaster.clone());
     inner.timeline.clear();
+    *lock(&inner.sync_names_in_force) = None;
     inner.process.send_replace(Process::Starting { pid });
     tracing::info!(database = %inner.database, replica = %inner.replica, pid, "postmaster started");
     tokio::spawn(watch(inner.clone(), postmaster, child, log_from));
@@ -124,6 +127,15 @@ async fn watch(inner: Arc<Inner>, postmaster: Arc<Postmaster>, mut child: Child,
     drop(leash);
     *lock(&inner.postmaster) = None;
     inner.sessions.clear();
+    let failure = end_of_log(&inner.paths.log, log_from, super::trust::LOG_SEARCH_BYTES)
+        .and_then(|text| super::trust::storage_failure(&text).map(str::to_owned));
+    if let Some(failure) = &failure {
+        tracing::error!(database = %inner.database, replica = %inner.replica, failure, "the storage failed; the replica is not started again");
+        // Before anybody hears of the end, and could start it again.
+        if let Err(error) = inner.paths.mark_distrusted(failure) {
+            tracing::error!(replica = %inner.replica, %error, "the mark of it could not be written");
+        }
+    }
     let (database, replica, pid) = (inner.database, inner.replica, postmaster.pid);
     if postmaster.stopping.load(Ordering::Acquire) {
         tracing::info!(%database, %replica, pid, "postmaster stopped");
@@ -135,7 +147,7 @@ async fn watch(inner: Arc<Inner>, postmaster: Arc<Postmaster>, mut child: Child,
         Err(e) => e.to_string(),
     };
     let at = Instant::now();
-    let reason = match last_words(&inner.paths.log, log_from) {
+    let reason = match failure.or_else(|| last_words(&inner.paths.log, log_from)) {
         Some(words) => format!("{status}: {words}"),
         None => status,
     };
@@ -155,22 +167,33 @@ async fn probe_forever(inner: &Arc<Inner>, postmaster: &Postmaster) -> Never {
     };
     inner.process.send_replace(Process::Running { pid });
     let mut probes = 0u32;
+    let mut stall = Stall::default();
     loop {
         tokio::time::sleep(PROBE_INTERVAL).await;
         probes = probes.wrapping_add(1);
         if probes.is_multiple_of(PROBES_PER_CONNECTION) {
             session = None;
         }
-        let answers = !postmaster.is_stopped()
-            && tokio::time::timeout(PROBE_DEADLINE, answer(&inner.paths.sockets, &mut session)).await.is_ok();
-        if !answers {
+        let answer = match postmaster.is_stopped() {
+            true => None,
+            false => {
+                let asked = answer(&inner.paths.sockets, &mut session);
+                tokio::time::timeout(PROBE_DEADLINE, asked).await.ok()
+            }
+        };
+        if answer.is_none() {
             session = None;
         }
+        let writes = match answer.flatten() {
+            Some(progress) => stall.writes(progress, &inner.paths.sockets).await,
+            None => !stall.is_known(),
+        };
+        let answers = answer.is_some() && writes;
         let now = if answers { Process::Running { pid } } else { Process::Hung { pid } };
         inner.process.send_if_modified(|state| {
             let changed = *state != now;
             if changed {
-                tracing::warn!(database = %inner.database, replica = %inner.replica, pid, answers, "probe");
+                tracing::warn!(database = %inner.database, replica = %inner.replica, pid, answers, writes, "probe");
                 *state = now;
             }
             changed
@@ -181,29 +204,29 @@ async fn probe_forever(inner: &Arc<Inner>, postmaster: &Postmaster) -> Never {
 async fn first_answer(sockets: &Path) -> Option<Session> {
     let ask = async {
         let session = Session::open(sockets, Purpose::Quick).await?;
-        session.rows("probe", "SELECT 1").await?;
+        session.rows("probe", stall::PROBE).await?;
         Ok::<_, InstanceError>(session)
     };
     tokio::time::timeout(PROBE_DEADLINE, ask).await.ok()?.ok()
 }
 
-/// Returns when the instance answered, if only to refuse; the caller bounds the wait.
-async fn answer(sockets: &Path, kept: &mut Option<Session>) {
+/// Returns when the instance answered, if only to refuse; the caller bounds the wait. Of a primary, how far its log is.
+async fn answer(sockets: &Path, kept: &mut Option<Session>) -> Option<LogProgress> {
     loop {
         let session = match kept.take() {
             Some(session) if !session.is_closed() => Ok(session),
             _ => Session::open(sockets, Purpose::Quick).await,
         };
         let outcome = match session {
-            Ok(session) => session.rows("probe", "SELECT 1").await.map(|_| session),
+            Ok(session) => session.row("probe", stall::PROBE).await.map(|row| (session, row)),
             Err(e) => Err(e),
         };
         match outcome {
-            Ok(session) => {
+            Ok((session, row)) => {
                 *kept = Some(session);
-                return;
+                return LogProgress::read(&row);
             }
-            Err(e) if e.is_answer() => return,
+            Err(e) if e.is_answer() => return None,
             Err(_) => tokio::time::sleep(PROBE_RETRY).await,
         }
     }
@@ -290,14 +313,19 @@ fn open_log(path: &Path) -> Result<std::fs::File, InstanceError> {
 
 /// The last fatal message that this run wrote.
 fn last_words(path: &Path, from: u64) -> Option<String> {
-    let mut file = std::fs::File::open(path).ok()?;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(from.max(length.saturating_sub(LOG_TAIL_BYTES)))).ok()?;
-    let mut bytes = Vec::new();
-    file.take(LOG_TAIL_BYTES).read_to_end(&mut bytes).ok()?;
-    let text = String::from_utf8_lossy(&bytes);
+    let text = end_of_log(path, from, LOG_TAIL_BYTES)?;
     let fatal = |line: &&str| line.contains(" FATAL: ") || line.contains(" PANIC: ");
     let said = |line: &&str| !line.trim().is_empty();
     let line = text.lines().rfind(fatal).or_else(|| text.lines().rfind(said))?;
     Some(line.split_once("] ").map_or(line, |(_, message)| message).to_owned())
+}
+
+/// What this run wrote, its last `limit` bytes.
+pub fn end_of_log(path: &Path, from: u64, limit: u64) -> Option<String> {
+    let mut file = std::fs::File::open(path).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(from.max(length.saturating_sub(limit)))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -7,7 +7,7 @@
 use super::error::InstanceError;
 use super::files::{self, Durability, blocking};
 use super::position::timeline_of;
-use super::session::within;
+use super::session::{Purpose, within};
 use super::{Inner, Instance, wal};
 use quorate_model::{Lsn, Timeline};
 use std::sync::Arc;
@@ -43,9 +43,18 @@ impl Inner {
             let mark = self.paths.promoting.clone();
             blocking(WHAT, move || files::replace(&mark, "", Durability::Durable, None)).await?;
             self.sessions.rows(WHAT, "SELECT pg_promote(false)", QUICK).await?;
-            while self.is_in_recovery(QUICK).await? {
-                tokio::time::sleep(POLL).await;
-            }
+            let promoted = async {
+                while self.is_in_recovery(QUICK).await? {
+                    tokio::time::sleep(POLL).await;
+                }
+                Ok::<_, InstanceError>(())
+            };
+            // What the epoch row and the barrier behind it will be written in.
+            let ahead = async {
+                self.sessions.open_ahead(Purpose::Local).await;
+                self.sessions.open_ahead(Purpose::Patient).await;
+            };
+            tokio::join!(promoted, ahead).0?;
         }
         // The record that names the timeline was flushed before recovery ended.
         self.promotion_is_logged().await?;

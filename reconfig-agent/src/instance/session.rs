@@ -57,13 +57,22 @@ impl Drop for Session {
 
 impl Session {
     pub async fn open(sockets: &Path, purpose: Purpose) -> Result<Session, InstanceError> {
+        Session::open_as(SUPERUSER, "quorate", sockets, purpose).await
+    }
+
+    pub async fn open_as(
+        user: &str,
+        application: &str,
+        sockets: &Path,
+        purpose: Purpose,
+    ) -> Result<Session, InstanceError> {
         const WHAT: &str = "connecting to the instance";
         let (client, mut connection) = Config::new()
             .host_path(sockets)
             .port(5432)
-            .user(SUPERUSER)
+            .user(user)
             .dbname(MAINTENANCE_DATABASE)
-            .application_name("quorate")
+            .application_name(application)
             .options(purpose.options())
             .connect(NoTls)
             .await
@@ -168,19 +177,42 @@ impl Row {
 pub struct Sessions {
     sockets: PathBuf,
     idle: Mutex<Vec<Session>>,
+    /// Opened ahead, each for the next who asks for a fresh one of its purpose.
+    ahead: Mutex<Vec<(Purpose, Session)>>,
 }
 
 impl Sessions {
     pub fn new(sockets: PathBuf) -> Sessions {
-        Sessions { sockets, idle: Mutex::new(Vec::new()) }
+        Sessions { sockets, idle: Mutex::default(), ahead: Mutex::default() }
     }
 
     pub fn clear(&self) {
-        let dropped = std::mem::take(&mut *lock(&self.idle));
+        let dropped = (std::mem::take(&mut *lock(&self.idle)), std::mem::take(&mut *lock(&self.ahead)));
         drop(dropped);
     }
 
+    /// Opens a session that will be needed soon, while there is something else to wait for. A session that cannot be
+    /// opened now is opened when it is needed.
+    pub async fn open_ahead(&self, purpose: Purpose) {
+        if lock(&self.ahead).iter().any(|(known, _)| *known == purpose) {
+            return;
+        }
+        if let Ok(session) = Session::open(&self.sockets, purpose).await {
+            lock(&self.ahead).push((purpose, session));
+        }
+    }
+
+    fn opened_ahead(&self, purpose: Purpose) -> Option<Session> {
+        let mut ahead = lock(&self.ahead);
+        let at = ahead.iter().position(|(known, _)| *known == purpose)?;
+        Some(ahead.swap_remove(at).1).filter(|session| !session.is_closed())
+    }
+
+    /// A session that nobody used before.
     pub async fn fresh(&self, purpose: Purpose, deadline: Duration) -> Result<Session, InstanceError> {
+        if let Some(session) = self.opened_ahead(purpose) {
+            return Ok(session);
+        }
         within("connecting to the instance", deadline, Session::open(&self.sockets, purpose)).await
     }
 

@@ -93,7 +93,9 @@ impl Settings<'_> {
         set("wal_sender_timeout", &format!("{}ms", l.wal_sender_timeout_ms));
         set("wal_receiver_timeout", &format!("{}ms", l.wal_receiver_timeout_ms));
         set("wal_receiver_status_interval", "1s");
-        set("wal_retrieve_retry_interval", "100ms");
+        // The tunnel holds whoever comes too early, so that this is seldom more than one attempt. It is what a standby
+        // sleeps before it follows another primary.
+        set("wal_retrieve_retry_interval", "20ms");
         set("hot_standby", "on");
         // Replay never waits for a reader: a fence needs it to reach the end of the log.
         set("max_standby_streaming_delay", "0");

@@ -48,9 +48,11 @@ impl Version {
         settings
     }
 
-    pub(super) fn initdb_arguments(self) -> &'static [&'static str] {
+    pub(super) fn initdb_arguments(self) -> Vec<String> {
         // `-k` is the default from 18 on and still accepted.
-        &["-k", "--no-instructions", "--encoding=UTF8", "--locale=C", "--wal-segsize=16"]
+        let fixed = ["-k", "--no-instructions", "--encoding=UTF8", "--locale=C"];
+        let segments = format!("--wal-segsize={}", super::wal::SEGMENT_MIB);
+        fixed.into_iter().map(str::to_owned).chain([segments]).collect()
     }
 }
 

@@ -13,8 +13,10 @@
 use quorate_model::{Lsn, Timeline};
 
 pub const PAGE_BYTES: u64 = 8192;
-/// initdb is told this size.
-pub const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
+/// What initdb is told. A promotion copies one segment and flushes it, and every standby then makes a new one: with the
+/// usual 16 MiB these two writes are most of what a promotion takes. A directory tells its own size (see
+/// [`Segments::of`]): it may be older than this number.
+pub const SEGMENT_MIB: u64 = 4;
 const SHORT_HEADER_BYTES: u64 = 24;
 const LONG_HEADER_BYTES: u64 = 40;
 /// `SizeOfXLogRecord`: no record is shorter.
@@ -32,53 +34,72 @@ pub enum Tail {
     Invalid,
 }
 
-/// Judges the record at `at` in a log that holds valid bytes up to `end`. `read_u32` gives the four bytes at a
-/// position below `end`, or nothing when there is no such file.
-pub fn tail(at: Lsn, end: Lsn, read_u32: impl FnOnce(Lsn) -> Option<u32>) -> Tail {
-    let start = skip_header(at);
-    if end.0 < start.0.saturating_add(4) {
-        return Tail::Partial;
-    }
-    let Some(length) = read_u32(start) else { return Tail::Partial };
-    if length < RECORD_HEADER_BYTES {
-        return Tail::Invalid;
-    }
-    let record_end = record_end(start, length);
-    if record_end.0 <= end.0 { Tail::Whole { end: align(record_end) } } else { Tail::Partial }
+/// How a log is divided into files: a power of two of bytes, 1 MiB to 1 GiB, chosen by initdb.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segments {
+    bytes: u64,
 }
 
-/// Where a record begins when the one before ended at `lsn`.
-pub fn skip_header(lsn: Lsn) -> Lsn {
-    if lsn.0.is_multiple_of(PAGE_BYTES) { Lsn(lsn.0 + header_bytes(lsn.0)) } else { lsn }
-}
+impl Segments {
+    /// By the length of any segment file: all of them are that long.
+    pub fn of(file_bytes: u64) -> Option<Segments> {
+        let is_size = file_bytes.is_power_of_two() && (1 << 20..=1 << 30).contains(&file_bytes);
+        is_size.then_some(Segments { bytes: file_bytes })
+    }
 
-/// The position after the last byte of the record of `length` bytes at `start`, across page headers.
-pub fn record_end(start: Lsn, length: u32) -> Lsn {
-    let mut at = start.0;
-    let mut left = u64::from(length);
-    loop {
-        let page_end = at - at % PAGE_BYTES + PAGE_BYTES;
-        if left <= page_end - at {
-            return Lsn(at + left);
+    /// Judges the record at `at` in a log that holds valid bytes up to `end`. `read_u32` gives the four bytes at a
+    /// position below `end`, or nothing when there is no such file.
+    pub fn tail(self, at: Lsn, end: Lsn, read_u32: impl FnOnce(Lsn) -> Option<u32>) -> Tail {
+        let start = self.skip_header(at);
+        if end.0 < start.0.saturating_add(4) {
+            return Tail::Partial;
         }
-        left -= page_end - at;
-        at = page_end + header_bytes(page_end);
+        let Some(length) = read_u32(start) else { return Tail::Partial };
+        if length < RECORD_HEADER_BYTES {
+            return Tail::Invalid;
+        }
+        let record_end = self.record_end(start, length);
+        if record_end.0 <= end.0 { Tail::Whole { end: align(record_end) } } else { Tail::Partial }
+    }
+
+    /// Where a record begins when the one before ended at `lsn`.
+    pub fn skip_header(self, lsn: Lsn) -> Lsn {
+        if lsn.0.is_multiple_of(PAGE_BYTES) { Lsn(lsn.0 + self.header_bytes(lsn.0)) } else { lsn }
+    }
+
+    /// The position after the last byte of the record of `length` bytes at `start`, across page headers.
+    pub fn record_end(self, start: Lsn, length: u32) -> Lsn {
+        let mut at = start.0;
+        let mut left = u64::from(length);
+        loop {
+            let page_end = at - at % PAGE_BYTES + PAGE_BYTES;
+            if left <= page_end - at {
+                return Lsn(at + left);
+            }
+            left -= page_end - at;
+            at = page_end + self.header_bytes(page_end);
+        }
+    }
+
+    fn header_bytes(self, page: u64) -> u64 {
+        if page.is_multiple_of(self.bytes) { LONG_HEADER_BYTES } else { SHORT_HEADER_BYTES }
+    }
+
+    /// The name of the segment file that holds `lsn`: timeline, then the segment's number in two halves.
+    pub fn name(self, timeline: Timeline, lsn: Lsn) -> String {
+        let segment = lsn.0 / self.bytes;
+        let per_id = (1u64 << 32) / self.bytes;
+        format!("{:08X}{:08X}{:08X}", timeline.0, segment / per_id, segment % per_id)
+    }
+
+    /// Where in its file `lsn` is.
+    pub fn offset(self, lsn: Lsn) -> u64 {
+        lsn.0 % self.bytes
     }
 }
 
 pub fn align(lsn: Lsn) -> Lsn {
     Lsn(lsn.0.next_multiple_of(ALIGNMENT_BYTES))
-}
-
-fn header_bytes(page: u64) -> u64 {
-    if page.is_multiple_of(SEGMENT_BYTES) { LONG_HEADER_BYTES } else { SHORT_HEADER_BYTES }
-}
-
-/// The name of the segment file that holds `lsn`: timeline, then the segment's number in two halves.
-pub fn segment_name(timeline: Timeline, lsn: Lsn) -> String {
-    let segment = lsn.0 / SEGMENT_BYTES;
-    let per_id = (1u64 << 32) / SEGMENT_BYTES;
-    format!("{:08X}{:08X}{:08X}", timeline.0, segment / per_id, segment % per_id)
 }
 
 /// The timeline of a segment's or a history file's name; nothing for any other file.
@@ -119,16 +140,27 @@ pub fn parse_history(text: &str) -> Option<Vec<(Timeline, Lsn)>> {
 mod tests {
     use super::*;
 
+    const USUAL: Segments = Segments { bytes: 16 << 20 };
+
+    #[test]
+    fn the_length_of_a_file_tells_the_size() {
+        assert_eq!(Segments::of(16 << 20), Some(USUAL));
+        assert_eq!(Segments::of(4 << 20).map(|s| s.offset(Lsn(0x40_0010))), Some(16));
+        for none in [0, 8192, (16 << 20) - 1, 2 << 30] {
+            assert_eq!(Segments::of(none), None);
+        }
+    }
+
     #[test]
     fn a_record_crosses_pages_and_segments() {
-        assert_eq!(record_end(Lsn(0x200_0028), 100), Lsn(0x200_008C));
+        assert_eq!(USUAL.record_end(Lsn(0x200_0028), 100), Lsn(0x200_008C));
         // Up to the page's end exactly, and one byte more.
-        assert_eq!(record_end(Lsn(8192 + 8092), 100), Lsn(16384));
-        assert_eq!(record_end(Lsn(8192 + 8092), 101), Lsn(16384 + 24 + 1));
+        assert_eq!(USUAL.record_end(Lsn(8192 + 8092), 100), Lsn(16384));
+        assert_eq!(USUAL.record_end(Lsn(8192 + 8092), 101), Lsn(16384 + 24 + 1));
         // Over the segment's end: a long header.
-        assert_eq!(record_end(Lsn(SEGMENT_BYTES - 8), 32), Lsn(SEGMENT_BYTES + 40 + 24));
+        assert_eq!(USUAL.record_end(Lsn(USUAL.bytes - 8), 32), Lsn(USUAL.bytes + 40 + 24));
         // Over several pages.
-        assert_eq!(record_end(Lsn(8192 + 24), 8168 * 3), Lsn(8192 * 4));
+        assert_eq!(USUAL.record_end(Lsn(8192 + 24), 8168 * 3), Lsn(8192 * 4));
     }
 
     #[test]
@@ -142,15 +174,15 @@ mod tests {
         };
         // 50 bytes: 16 on this page, 34 after the next header; the next record begins aligned.
         let end = 3 * 8192 + 24 + 34;
-        assert_eq!(tail(at, Lsn(end), read(at, 50)), Tail::Whole { end: Lsn(end + 6) });
-        assert_eq!(tail(at, Lsn(end - 1), read(at, 50)), Tail::Partial);
-        assert_eq!(tail(at, Lsn(at.0 + 3), |_| None), Tail::Partial);
-        assert_eq!(tail(at, Lsn(end), read(at, 0)), Tail::Invalid);
+        assert_eq!(USUAL.tail(at, Lsn(end), read(at, 50)), Tail::Whole { end: Lsn(end + 6) });
+        assert_eq!(USUAL.tail(at, Lsn(end - 1), read(at, 50)), Tail::Partial);
+        assert_eq!(USUAL.tail(at, Lsn(at.0 + 3), |_| None), Tail::Partial);
+        assert_eq!(USUAL.tail(at, Lsn(end), read(at, 0)), Tail::Invalid);
         // At a page's edge the record begins behind the header.
         let edge = Lsn(8192 * 2);
-        assert_eq!(tail(edge, Lsn(edge.0 + 24), |_| None), Tail::Partial);
+        assert_eq!(USUAL.tail(edge, Lsn(edge.0 + 24), |_| None), Tail::Partial);
         assert_eq!(
-            tail(edge, Lsn(edge.0 + 64), read(Lsn(edge.0 + 24), 40)),
+            USUAL.tail(edge, Lsn(edge.0 + 64), read(Lsn(edge.0 + 24), 40)),
             Tail::Whole { end: Lsn(edge.0 + 64) }
         );
     }
@@ -158,7 +190,8 @@ mod tests {
     #[test]
     fn file_names() {
         let lsn = Lsn(0x1_2345_6789);
-        assert_eq!(segment_name(Timeline(3), lsn), "000000030000000100000023");
+        assert_eq!(USUAL.name(Timeline(3), lsn), "000000030000000100000023");
+        assert_eq!(Segments { bytes: 4 << 20 }.name(Timeline(3), lsn), "00000003000000010000008D");
         assert_eq!(timeline_of_file("000000030000000100000023"), Some(Timeline(3)));
         assert_eq!(timeline_of_file("0000000A.history"), Some(Timeline(10)));
         for other in ["archive_status", "000000030000000100000023.partial", "xlogtemp.12", ""] {

@@ -42,6 +42,20 @@ pub struct Route {
     pub epoch: Epoch,
 }
 
+/// A route, and what may go there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Lane {
+    pub route: Route,
+    /// Only pg_rewind passes: the standby is being rewound, and its log must not be streamed to.
+    rewind: bool,
+}
+
+impl Lane {
+    pub fn serves(&self, purpose: Purpose) -> bool {
+        self.rewind == (purpose == Purpose::Rewind)
+    }
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DownstreamStatus {
     pub route: Option<Route>,
@@ -75,7 +89,7 @@ pub(super) struct Shared {
     pub peers: Arc<Peers>,
     pub ledger: Arc<Ledger>,
     /// Changed only under `streams`' lock.
-    route: watch::Sender<Option<Route>>,
+    route: watch::Sender<Option<Lane>>,
     /// Streams of the current route, by number.
     streams: Mutex<BTreeMap<u64, Arc<DownLeash>>>,
     serial: AtomicU64,
@@ -114,16 +128,27 @@ impl Downstream {
     /// Streams from the primary of `route` from now on. The same route: no change. Another: cut, then go there. What waits
     /// goes there at once.
     pub fn attach(&self, route: Route) {
+        self.enter_lane(route, false);
+    }
+
+    /// Lets pg_rewind through to the primary of `route`, and nothing else, until [`Downstream::cut`] or
+    /// [`Downstream::attach`].
+    pub fn attach_rewind(&self, route: Route) {
+        self.enter_lane(route, true);
+    }
+
+    fn enter_lane(&self, route: Route, rewind: bool) {
         if self.stop.is_cancelled() {
             return;
         }
         let route = Route { epoch: route.epoch.reign(), ..route };
-        if self.shared.routes().borrow().as_ref() == Some(&route) {
+        let lane = Lane { route, rewind };
+        if self.shared.routes().borrow().as_ref() == Some(&lane) {
             return;
         }
-        let (database, replica) = (self.shared.database, self.shared.replica);
-        tracing::info!(%database, %replica, node = %route.node, primary = %route.primary, epoch = %route.epoch, "tunnel attaches");
-        self.shared.change_route(Some(route));
+        let (database, replica, route) = (self.shared.database, self.shared.replica, &lane.route);
+        tracing::info!(%database, %replica, node = %route.node, primary = %route.primary, epoch = %route.epoch, rewind, "tunnel attaches");
+        self.shared.change_route(Some(lane));
     }
 
     /// After it returns no byte passes in either direction, whatever Postgres does. Connections that come are held
@@ -140,7 +165,7 @@ impl Downstream {
     pub fn status(&self) -> DownstreamStatus {
         let ledger = &self.shared.ledger;
         DownstreamStatus {
-            route: self.shared.route.borrow().clone(),
+            route: self.shared.route.borrow().as_ref().map(|lane| lane.route.clone()),
             streaming: ledger.streaming(),
             acknowledged: ledger.acknowledged(),
             upstream_end: ledger.upstream_end(),
@@ -178,7 +203,7 @@ impl Drop for Downstream {
 
 impl Shared {
     /// Cuts the streams of the former route unless the new one is the same. Returns those that were cut.
-    fn change_route(&self, route: Option<Route>) -> Vec<Arc<DownLeash>> {
+    fn change_route(&self, route: Option<Lane>) -> Vec<Arc<DownLeash>> {
         let mut streams = locked(&self.streams);
         if *self.route.borrow() == route {
             return Vec::new();
@@ -196,14 +221,15 @@ impl Shared {
         streams
     }
 
-    pub fn routes(&self) -> watch::Receiver<Option<Route>> {
+    pub fn routes(&self) -> watch::Receiver<Option<Lane>> {
         self.route.subscribe()
     }
 
     /// Registers a stream on `route`, if that is the route still.
     pub fn enter(self: &Arc<Self>, route: Route, purpose: Purpose) -> Option<Ticket> {
         let mut streams = locked(&self.streams);
-        if self.route.borrow().as_ref() != Some(&route) {
+        let is_lane = |lane: &Lane| lane.route == route && lane.serves(purpose);
+        if !self.route.borrow().as_ref().is_some_and(is_lane) {
             return None;
         }
         let number = self.serial.fetch_add(1, Ordering::Relaxed);

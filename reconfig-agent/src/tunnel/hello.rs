@@ -38,17 +38,23 @@ pub enum Purpose {
     /// A base backup, or the WAL that goes with it. It reports flushes of a directory that is not a replica yet,
     /// so they are never acknowledgements, and it bears a name that no synchronous set holds (I11).
     Copy,
+    /// pg_rewind, which reads the primary's files by SQL. The one purpose that is no replication: it passes only while
+    /// both ends were told of a rewind, and as a role that can do nothing else. Its data directory is none.
+    Rewind,
 }
 
 impl Purpose {
     /// How pg_basebackup calls itself unless told otherwise.
     pub const COPY_APPLICATION: &str = "pg_basebackup";
+    /// How a rewind calls itself.
+    pub const REWIND_APPLICATION: &str = "pg_rewind";
 
     /// The name by which the primary knows the connection.
     pub fn application_name(self, replica: ReplicaId) -> String {
         match self {
             Purpose::Stream => replica.standby_name(),
             Purpose::Copy => format!("{}_copy", replica.standby_name()),
+            Purpose::Rewind => format!("{}_rewind", replica.standby_name()),
         }
     }
 }
@@ -68,7 +74,7 @@ pub enum Refusal {
     WrongReign(Epoch),
     #[error("the primary here is {0}")]
     WrongPrimary(ReplicaId),
-    #[error("the replica is not allowed to stream")]
+    #[error("the replica is not allowed to do this")]
     NotAllowed,
     #[error("the replica does not live on the node that asks")]
     WrongNode,

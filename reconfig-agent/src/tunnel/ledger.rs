@@ -146,7 +146,7 @@ impl Observe for Clerk {
             (Purpose::Stream, Sighting::Flushed { flush }) => {
                 self.ledger.acknowledged.fetch_max(flush.0, Ordering::AcqRel);
             }
-            (Purpose::Copy, _) => {}
+            (Purpose::Copy | Purpose::Rewind, _) => {}
         }
     }
 

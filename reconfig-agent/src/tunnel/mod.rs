@@ -17,6 +17,8 @@
 //! - A stream belongs to one reign, one primary, one replica; the primary's end checks all three, and names the
 //!   connection itself (`startup`), so no impostor counts as synchronous.
 //! - Nothing passes after a restart until the replica agent attaches and admits (R7).
+//! - The one thing that passes and is no replication is pg_rewind: only while both ends were told that this replica is
+//!   to be rewound in this reign, and as a role that may read files and nothing else.
 //! - It sees every flush position that it forwards ([`Upstreams::flushes`]) and never says one that no standby said.
 //!
 //! What it never does: keep WAL, reorder, retry a byte, judge who is primary, or speak SQL.
@@ -45,5 +47,5 @@ mod tests;
 
 pub use downstream::{Downstream, DownstreamStatus, Route, SOCKET_NAME};
 pub use sentry::Flush;
-pub use startup::REPLICATION_USER;
+pub use startup::{REPLICATION_USER, REWIND_USER};
 pub use upstream::Upstreams;

@@ -86,7 +86,7 @@ async fn start(connection: &mut UnixStream) -> io::Result<Option<Purpose>> {
         match request {
             Ok(Request::Encryption) => connection.write_all(b"N").await?,
             Ok(Request::Cancel) => return Ok(None),
-            Ok(Request::Replication(purpose)) => return Ok(Some(purpose)),
+            Ok(Request::Open(purpose)) => return Ok(Some(purpose)),
             Err(error) => return refuse(connection, &error).await.map(|()| None),
         }
     }
@@ -111,7 +111,9 @@ async fn reach(
             biased;
             () = gone(connection) => return None,
             () = sleep_until(deadline) => break "no primary is known",
-            route = routes.wait_for(Option::is_some) => route.ok()?.clone()?,
+            lane = routes.wait_for(|lane| lane.as_ref().is_some_and(|l| l.serves(purpose))) => {
+                lane.ok()?.as_ref()?.route.clone()
+            }
         };
         let Some(ticket) = shared.enter(route, purpose) else { continue };
         tokio::select! {

@@ -1,6 +1,6 @@
 //! The first packet of a connection. Pure.
 //!
-//! A walreceiver or a base backup begins with an untyped packet (protocol documentation, "StartupMessage"): length,
+//! A walreceiver, a base backup or a rewind begins with an untyped packet (protocol documentation, "StartupMessage"): length,
 //! code, then pairs of zero-terminated strings. The tunnel reads it to decide whether the connection is let through,
 //! and never passes it on: the end at the primary writes its own ([`write`]), from the identity of the replica that
 //! asks. So nothing that a standby says in its connection string can make it count as another (DESIGN §6, "duplicate
@@ -14,6 +14,10 @@ pub const STARTUP_LIMIT_BYTES: usize = 10_000;
 
 /// The role by which every instance replicates; its only superuser.
 pub const REPLICATION_USER: &str = "quorate";
+/// The role of a rewind: it may read files of the data directory and has no other right.
+pub const REWIND_USER: &str = "quorate_rewind";
+/// Where that role may connect: the database of the daemon's own, never a tenant's.
+pub const REWIND_DATABASE: &str = "postgres";
 
 const PROTOCOL_3_0: u32 = 3 << 16;
 const CANCEL_REQUEST: u32 = 80_877_102;
@@ -27,7 +31,7 @@ pub enum Request {
     Encryption,
     /// CancelRequest: has no answer.
     Cancel,
-    Replication(Purpose),
+    Open(Purpose),
 }
 
 /// Why a connection is not let through. The text is sent to it.
@@ -39,7 +43,7 @@ pub enum StartupError {
     Layout,
     #[error("unsupported frontend protocol {0}.{1}: the replication tunnel speaks 3.0")]
     Protocol(u16, u16),
-    #[error("the replication tunnel takes physical replication connections only")]
+    #[error("the replication tunnel takes connections of physical replication and of pg_rewind only")]
     NotReplication,
 }
 
@@ -74,8 +78,8 @@ fn read_parameters(parameters: &[u8]) -> Result<Request, StartupError> {
     let list = parameters.strip_suffix(b"\0").ok_or(StartupError::Layout)?;
     let list = if list.is_empty() { list } else { list.strip_suffix(b"\0").ok_or(StartupError::Layout)? };
     let mut words = list.split(|b| *b == 0);
-    let mut physical = false;
-    let mut copy = false;
+    let mut physical = None;
+    let mut application: &[u8] = b"";
     while let Some(name) = words.next() {
         if name.is_empty() {
             break;
@@ -83,23 +87,28 @@ fn read_parameters(parameters: &[u8]) -> Result<Request, StartupError> {
         let value = words.next().ok_or(StartupError::Layout)?;
         match name {
             // "database" would be a logical connection, which runs any SQL.
-            b"replication" => physical = matches!(value, b"true" | b"on" | b"yes" | b"1"),
-            b"application_name" => copy = value == Purpose::COPY_APPLICATION.as_bytes(),
+            b"replication" => physical = Some(matches!(value, b"true" | b"on" | b"yes" | b"1")),
+            b"application_name" => application = value,
             _ => {}
         }
     }
-    match (physical, copy) {
-        (true, true) => Ok(Request::Replication(Purpose::Copy)),
-        (true, false) => Ok(Request::Replication(Purpose::Stream)),
-        (false, _) => Err(StartupError::NotReplication),
+    let is = |name: &str| application == name.as_bytes();
+    match physical {
+        Some(true) if is(Purpose::COPY_APPLICATION) => Ok(Request::Open(Purpose::Copy)),
+        Some(true) => Ok(Request::Open(Purpose::Stream)),
+        None if is(Purpose::REWIND_APPLICATION) => Ok(Request::Open(Purpose::Rewind)),
+        _ => Err(StartupError::NotReplication),
     }
 }
 
 /// The packet that the primary gets: nothing in it comes from the standby's packet but the purpose.
 pub fn write(replica: ReplicaId, purpose: Purpose) -> Vec<u8> {
     let name = purpose.application_name(replica);
-    let parameters =
-        [("user", REPLICATION_USER), ("replication", "true"), ("application_name", name.as_str())];
+    let parameters = match purpose {
+        Purpose::Stream | Purpose::Copy => [("user", REPLICATION_USER), ("replication", "true")],
+        Purpose::Rewind => [("user", REWIND_USER), ("database", REWIND_DATABASE)],
+    };
+    let parameters = parameters.into_iter().chain([("application_name", name.as_str())]);
     let mut packet = vec![0; 4];
     packet.extend_from_slice(&PROTOCOL_3_0.to_be_bytes());
     for (key, value) in parameters {
@@ -157,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn walreceiver_and_base_backup_pass() {
+    fn walreceiver_base_backup_and_rewind_pass() {
         let walreceiver = packet(
             PROTOCOL_3_0,
             &[
@@ -167,11 +176,13 @@ mod tests {
                 ("application_name", "r1"),
             ],
         );
-        assert_eq!(read(&walreceiver), Ok(Request::Replication(Purpose::Stream)));
+        assert_eq!(read(&walreceiver), Ok(Request::Open(Purpose::Stream)));
         let backup = packet(PROTOCOL_3_0, &[("replication", "true"), ("application_name", "pg_basebackup")]);
-        assert_eq!(read(&backup), Ok(Request::Replication(Purpose::Copy)));
+        assert_eq!(read(&backup), Ok(Request::Open(Purpose::Copy)));
+        let rewind = packet(PROTOCOL_3_0, &[("user", "quorate"), ("application_name", "pg_rewind")]);
+        assert_eq!(read(&rewind), Ok(Request::Open(Purpose::Rewind)));
         let nameless = packet(PROTOCOL_3_0, &[("replication", "1"), ("application_name", "")]);
-        assert_eq!(read(&nameless), Ok(Request::Replication(Purpose::Stream)));
+        assert_eq!(read(&nameless), Ok(Request::Open(Purpose::Stream)));
     }
 
     #[test]
@@ -181,6 +192,8 @@ mod tests {
             assert_eq!(read(&body), Err(StartupError::NotReplication), "replication={value}");
         }
         assert_eq!(read(&packet(PROTOCOL_3_0, &[("user", "quorate")])), Err(StartupError::NotReplication));
+        let logical = packet(PROTOCOL_3_0, &[("replication", "database"), ("application_name", "pg_rewind")]);
+        assert_eq!(read(&logical), Err(StartupError::NotReplication));
         assert_eq!(read(&packet(PROTOCOL_3_0, &[])), Err(StartupError::NotReplication));
         assert_eq!(read(&packet((3 << 16) | 2, &[])), Err(StartupError::Protocol(3, 2)));
         assert_eq!(read(&packet(2 << 16, &[])), Err(StartupError::Protocol(2, 0)));
@@ -203,11 +216,12 @@ mod tests {
 
     #[test]
     fn what_it_writes_it_reads() {
-        for purpose in [Purpose::Stream, Purpose::Copy] {
+        for purpose in [Purpose::Stream, Purpose::Copy, Purpose::Rewind] {
             let packet = write(ReplicaId(42), purpose);
             let (word, body) = packet.split_first_chunk::<4>().unwrap();
             assert_eq!(body_length(*word), Ok(body.len()));
-            assert!(matches!(read(body), Ok(Request::Replication(_))));
+            // A tunnel takes a rewind by the name that pg_rewind bears, and gives it another.
+            assert_eq!(read(body).is_ok(), purpose != Purpose::Rewind);
             let text = String::from_utf8_lossy(body).into_owned();
             assert!(
                 text.contains(&format!("application_name\0{}\0", purpose.application_name(ReplicaId(42))))

@@ -39,6 +39,8 @@ pub struct Upstreams {
 #[derive(Default)]
 struct Served {
     admission: Option<Admission>,
+    /// Those of the admitted that may rewind from here, in this reign.
+    rewinders: BTreeSet<ReplicaId>,
     /// Of the current reign only: a flush of a former one says nothing.
     standbys: BTreeMap<ReplicaId, Arc<Standby>>,
     streams: BTreeMap<u64, Stream>,
@@ -91,8 +93,22 @@ impl Upstreams {
         let goes_on = served.admission.as_ref().is_some_and(|former| former.same_reign(&admission));
         served.cut(database, |s| !goes_on || !admission.allowed.contains(&s.replica));
         served.forget_standbys(|replica| !goes_on || !admission.allowed.contains(&replica));
+        served.rewinders.retain(|replica| goes_on && admission.allowed.contains(replica));
         served.admission = Some(admission);
         tracing::info!(%database, replica = %primary, epoch = %epoch.reign(), "tunnels admitted");
+    }
+
+    /// These replicas may rewind from the primary, in the reign that is admitted, if it is this one. Rewinds of others
+    /// are closed when it returns.
+    pub fn admit_rewinds(&self, database: DatabaseId, epoch: Epoch, rewinders: BTreeSet<ReplicaId>) {
+        let mut served = locked(&self.served);
+        let Some(served) = served.get_mut(&database) else { return };
+        let Some(admission) = served.admission.as_ref().filter(|a| a.epoch.same_reign(epoch)) else { return };
+        let rewinders: BTreeSet<ReplicaId> = rewinders.intersection(&admission.allowed).copied().collect();
+        if rewinders != served.rewinders {
+            served.cut(database, |s| s.purpose == Purpose::Rewind && !rewinders.contains(&s.replica));
+            served.rewinders = rewinders;
+        }
     }
 
     /// The fence: when it returns, no byte passes, and nothing is admitted until the next [`Upstreams::admit`].
@@ -101,6 +117,7 @@ impl Upstreams {
             let mut served = locked(&self.served);
             let Some(served) = served.get_mut(&database) else { return };
             served.admission = None;
+            served.rewinders.clear();
             served.cut(database, |_| true)
         };
         let_go(victims).await;
@@ -114,6 +131,7 @@ impl Upstreams {
             if let Some(admission) = &mut served.admission {
                 admission.allowed.remove(&replica);
             }
+            served.rewinders.remove(&replica);
             served.forget_standbys(|other| other == replica);
             served.cut(database, |s| s.replica == replica)
         };
@@ -213,7 +231,11 @@ impl Served {
         if admission.primary != hello.primary {
             return Err(Refusal::WrongPrimary(admission.primary));
         }
-        if !admission.allowed.contains(&hello.replica) {
+        let may = match hello.purpose {
+            Purpose::Stream | Purpose::Copy => &admission.allowed,
+            Purpose::Rewind => &self.rewinders,
+        };
+        if !may.contains(&hello.replica) {
             return Err(Refusal::NotAllowed);
         }
         Ok(admission.socket_dir.clone())

@@ -80,7 +80,7 @@ pub fn obey(state: &mut State, letter: Letter, what: What) -> Option<Outcome> {
             replica.led = Some(epoch.reign());
             Reply::Done
         }),
-        What::Checkpoint => Ok(Reply::Done),
+        What::Checkpoint | What::PrepareSource => Ok(Reply::Done),
         What::Retire { .. } => return Some(retire(state, id, epoch)),
     };
     Some(outcome)
@@ -344,7 +344,8 @@ pub fn keep(state: &mut State, id: ReplicaId) {
     }
     let Some(replica) = state.replica(id) else { return };
     match replica.standing.duty(id, database) {
-        Duty::Nothing => {}
+        // Divergent copies are rebuilt here: what a rewind discards is what a new copy never had.
+        Duty::Nothing | Duty::Rewind(_) => {}
         Duty::Admit(allowed) => {
             let reign = database.epoch.reign();
             let known = replica.upstream.as_ref().is_some_and(|a| a.reign == reign && a.allowed == allowed);

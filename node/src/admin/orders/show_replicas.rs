@@ -66,7 +66,10 @@ fn role(database: &Database, replica: ReplicaId) -> &'static str {
 fn state(replica: &Replica, report: Option<&ReplicaReport>) -> &'static str {
     match (report, replica.state) {
         (_, ReplicaState::Quarantined) => "quarantined",
+        // It runs, and counts for nothing yet.
+        (Some(report), ReplicaState::Incomplete { .. }) if report.is_healthy() => "incomplete",
         (Some(report), _) => report.run.name(),
+        (None, ReplicaState::Incomplete { .. }) => "incomplete",
         (None, ReplicaState::Down { .. }) => "down",
         (None, ReplicaState::Up) => "unreachable",
     }

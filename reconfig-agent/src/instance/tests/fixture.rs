@@ -27,9 +27,18 @@ pub struct World {
     pg: Arc<Postgres>,
     pub user: OsUser,
     instances: std::sync::Mutex<Vec<Instance>>,
+    pub limits: Limits,
 }
 
 impl World {
+    /// A world whose disks do as they are told: see [`super::shim`].
+    pub fn with_disks() -> World {
+        let mut world = World::new();
+        let bin = super::shim::programs(world.path(), &world.pg);
+        world.pg = Postgres::locate(Some(&bin)).unwrap();
+        world
+    }
+
     pub fn new() -> World {
         let directory = tempfile::Builder::new()
             .prefix("qi")
@@ -41,6 +50,7 @@ impl World {
             pg: Postgres::locate(None).unwrap(),
             user: OsUser::for_instances().unwrap(),
             instances: Default::default(),
+            limits: Limits { shared_buffers_mib: 16, ..Limits::default() },
         }
     }
 
@@ -58,7 +68,7 @@ impl World {
     }
 
     pub fn instance_at(&self, id: u64, paths: Paths) -> Instance {
-        let limits = Limits { shared_buffers_mib: 16, ..Limits::default() };
+        let limits = self.limits.clone();
         let (pg, user) = (self.pg.clone(), self.user.clone());
         let instance = Instance::new(pg, user, DatabaseId(1), ReplicaId(id), paths, limits);
         self.instances.lock().unwrap().push(instance.clone());

@@ -4,6 +4,10 @@
 mod copies;
 mod crash;
 mod fixture;
+mod pitfalls;
 mod primary;
 mod real_wal;
+mod rewind;
+mod shim;
+mod storage;
 mod timings;

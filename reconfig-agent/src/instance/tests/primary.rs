@@ -62,3 +62,28 @@ async fn slots_follow_the_replicas() {
     primary.ensure_slots(&["r3".to_owned(), "r4".to_owned()].into()).await.unwrap();
     assert_eq!(value(&admin, slots).await, "r3true,r4true,theirsfalse");
 }
+
+/// A slot that is not there when a standby has become primary makes the others wait for it; one that holds the log on a
+/// standby, where nobody uses it, fills the disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_are_there_before_a_promotion_and_hold_nothing() {
+    let world = World::new();
+    let primary = world.primary(1).await;
+    let (standby, relay) = world.standby(2, &primary).await;
+    let names = ["r1".to_owned(), "r3".to_owned()].into();
+    standby.ensure_slots(&names).await.unwrap();
+    let slots =
+        "SELECT coalesce(string_agg(slot_name || (restart_lsn IS NOT NULL), ',' ORDER BY slot_name), '')
+        FROM pg_replication_slots WHERE slot_type = 'physical'";
+    let admin = connect(&standby, "postgres").await;
+    assert_eq!(value(&admin, slots).await, "r1false,r3false");
+    // The former primary's own, from when it was one.
+    relay.cut();
+    primary.ensure_slots(&["r2".to_owned(), "r3".to_owned()].into()).await.unwrap();
+    stop(&primary).await;
+    primary.start().await.unwrap();
+    let admin = connect(&primary, "postgres").await;
+    assert_eq!(value(&admin, slots).await, "r2true,r3true");
+    primary.ensure_slots(&["r2".to_owned(), "r3".to_owned()].into()).await.unwrap();
+    assert_eq!(value(&admin, slots).await, "r2false,r3false");
+}

@@ -1,6 +1,7 @@
 //! The reader of the log against the log of a real server.
 
 use super::fixture::*;
+use crate::instance::position::segments;
 use crate::instance::wal::{self, Tail};
 use quorate_model::{Lsn, Timeline};
 use std::path::Path;
@@ -39,13 +40,15 @@ async fn records_of_a_real_log_are_walked_to_its_end() {
         records += 1;
     }
     assert_eq!(at, marker, "the walk steps on the server's position");
-    assert!(records > 1000 && marker.0 / wal::SEGMENT_BYTES > redo.0 / wal::SEGMENT_BYTES);
+    let segments = segments(&pg_wal).unwrap();
+    assert_eq!(Some(segments), wal::Segments::of(wal::SEGMENT_MIB << 20));
+    assert!(records > 1000 && segments.name(Timeline(1), marker) > segments.name(Timeline(1), redo));
 
     // The last record goes over four pages: cut anywhere, it is partial.
     assert!(marker.since(last) > 3 * wal::PAGE_BYTES);
-    let start = wal::skip_header(last);
+    let start = segments.skip_header(last);
     let length = u32::from_le_bytes(read(&pg_wal, start).unwrap());
-    let end = wal::record_end(start, length);
+    let end = segments.record_end(start, length);
     for cut in last.0..end.0 {
         assert_eq!(whole(&pg_wal, last, Lsn(cut)), Tail::Partial, "cut at {}", Lsn(cut));
     }
@@ -53,13 +56,14 @@ async fn records_of_a_real_log_are_walked_to_its_end() {
 }
 
 fn whole(pg_wal: &Path, at: Lsn, end: Lsn) -> Tail {
-    wal::tail(at, end, |lsn| read(pg_wal, lsn).map(u32::from_le_bytes))
+    segments(pg_wal).unwrap().tail(at, end, |lsn| read(pg_wal, lsn).map(u32::from_le_bytes))
 }
 
 fn read(pg_wal: &Path, at: Lsn) -> Option<[u8; 4]> {
     use std::os::unix::fs::FileExt;
-    let file = std::fs::File::open(pg_wal.join(wal::segment_name(Timeline(1), at))).ok()?;
+    let segments = segments(pg_wal).unwrap();
+    let file = std::fs::File::open(pg_wal.join(segments.name(Timeline(1), at))).ok()?;
     let mut bytes = [0; 4];
-    file.read_exact_at(&mut bytes, at.0 % wal::SEGMENT_BYTES).ok()?;
+    file.read_exact_at(&mut bytes, segments.offset(at)).ok()?;
     Some(bytes)
 }

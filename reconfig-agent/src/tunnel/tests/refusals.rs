@@ -268,3 +268,50 @@ async fn a_cut_does_not_wait_for_who_does_not_read() {
         assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
     }
 }
+
+/// The one SQL connection that may pass: without both words, and one of them in each reign, any program on a standby's
+/// node could read the primary's files.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rewind_passes_only_while_both_ends_were_told_of_it() {
+    let stage = Stage::new(Upstreams::new()).await;
+    let upstreams = &stage.nodes.upstreams;
+    let downstream = stage.nodes.downstream(&stage.tunnel_dir, None);
+    let rewind = || async {
+        let mut session = UnixStream::connect(stage.tunnel_dir.join(SOCKET_NAME)).await.unwrap();
+        let parameters = [("user", "quorate"), ("database", "app"), ("application_name", "pg_rewind")];
+        session.write_all(&packet(&parameters)).await.unwrap();
+        session
+    };
+    downstream.attach(route(1));
+    stage.admit(1, &[STANDBY]);
+    upstreams.admit_rewinds(DATABASE, reign(1), [STANDBY].into());
+    let held = rewind().await;
+    stage.nobody_arrives().await;
+    upstreams.admit_rewinds(DATABASE, reign(1), [].into());
+    downstream.attach_rewind(route(1));
+    stage.nobody_arrives().await;
+    upstreams.admit_rewinds(DATABASE, reign(2), [STANDBY].into());
+    stage.nobody_arrives().await;
+
+    upstreams.admit_rewinds(DATABASE, reign(1), [STANDBY, ReplicaId(3)].into());
+    let (mut instance, words) = stage.arrival().await;
+    let expected = "user\0quorate_rewind\0database\0postgres\0application_name\0r2_rewind\0\0";
+    assert_eq!(words, expected, "nothing of its own words");
+    instance.write_all(WELCOME).await.unwrap();
+    let mut held = held;
+    expect(&mut held, WELCOME).await;
+    assert_eq!(downstream.status().streaming, None);
+    // Nothing is streamed to a log that is being rewound.
+    let _walreceiver = walreceiver(&stage.tunnel_dir, "r2").await;
+    stage.nobody_arrives().await;
+    upstreams.admit_rewinds(DATABASE, reign(1), [ReplicaId(3)].into());
+    assert!(expect_end(&mut instance).await.is_empty());
+    assert!(expect_end(&mut held).await.is_empty());
+
+    // The fence takes the word back with everything else.
+    upstreams.admit_rewinds(DATABASE, reign(1), [STANDBY].into());
+    upstreams.cut_all(DATABASE).await;
+    stage.admit(1, &[STANDBY]);
+    let _again = rewind().await;
+    stage.nobody_arrives().await;
+}

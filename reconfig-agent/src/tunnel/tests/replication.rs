@@ -160,3 +160,21 @@ async fn a_fenced_primary_is_acknowledged_nothing() {
     assert_eq!(pair.downstream.status().streaming, Some(reign(2)));
     assert!(upstreams.flushed(DATABASE, STANDBY, pair.flush_lsn().await, LONG).await);
 }
+
+/// PostgreSQL counts whoever bears a name in `synchronous_standby_names`. If the tunnel passed names on, a standby could
+/// count as any other: one that calls itself `liar` would acknowledge in the name of `liar`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_does_not_count_under_a_name_that_it_gave_itself() {
+    let pair = Pair::start().await;
+    pair.primary.set("synchronous_standby_names", "ANY 1 (liar)").await;
+    let names = "SELECT string_agg(application_name || ' ' || sync_state, ',') FROM pg_stat_replication";
+    let commit = pair.commit();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!commit.is_finished(), "acknowledged by {:?}", pair.primary.ask(names).await);
+    // It was there, and has what was committed.
+    let flushed = pair.flush_lsn().await;
+    assert!(pair.nodes.upstreams.flushed(DATABASE, STANDBY, flushed, LONG).await);
+    assert_eq!(pair.primary.ask(names).await.as_deref(), Some("r2 async"));
+    pair.wait_for_standby().await;
+    commit.await.unwrap();
+}

@@ -1,0 +1,70 @@
+//! A keeper rewinds its divergent replica, once the record has its floor (see [`crate::decide::returning`]).
+//!
+//! Nothing is streamed to a divergent log: until pg_rewind has ended, only pg_rewind passes the tunnel. Whatever happens
+//! after the first change of the data is final: the replica is reported as failed and is rebuilt under another id.
+
+use super::Agent;
+use super::host::Failed;
+use super::keeper::Next;
+use super::replica::Replica;
+use super::standing::Duty;
+use crate::instance::InstanceError;
+use crate::tunnel::Route;
+use quorate_model::{Database, RunState};
+use std::sync::Arc;
+
+impl Agent {
+    pub(super) async fn rewind(
+        &self,
+        replica: &Arc<Replica>,
+        database: &Database,
+        route: Route,
+    ) -> Result<Next, Failed> {
+        let _changing = replica.changing.lock().await;
+        {
+            let mut state = replica.state();
+            // Decided again under the lock: a fence may have come between.
+            if state.duty(replica.id, database) != Duty::Rewind(route.clone()) {
+                return Ok(Next::Look);
+            }
+            state.run = RunState::Rewinding;
+        }
+        self.0.changed.notify_one();
+        let outcome = tokio::select! {
+            outcome = self.rewind_to(replica, &route) => outcome,
+            () = self.superseded(replica.id, &route) => {
+                Err(InstanceError::SourceNotReady("another primary was elected meanwhile".to_owned()))
+            }
+        };
+        let Err(error) = outcome else {
+            let mut state = replica.state();
+            state.started();
+            drop(state);
+            replica.wake.notify_one();
+            return Ok(Next::Look);
+        };
+        replica.downstream.cut().await;
+        let is_final = replica.instance.distrust().is_some() || matches!(error, InstanceError::NotRewound(_));
+        if is_final {
+            replica.set_run(RunState::Failed(format!("the rewind failed: {error}")));
+        } else {
+            // Nothing was touched: tried again, for as long as the coordinator leaves it so.
+            replica.set_run(RunState::Divergent);
+        }
+        self.0.changed.notify_one();
+        Err(error.into())
+    }
+
+    async fn rewind_to(&self, replica: &Arc<Replica>, route: &Route) -> Result<(), InstanceError> {
+        let instance = &replica.instance;
+        replica.downstream.cut().await;
+        replica.downstream.attach_rewind(route.clone());
+        instance.rewind().await?;
+        replica.downstream.cut().await;
+        replica.downstream.attach(route.clone());
+        instance.finish_rewind().await?;
+        // Whether its log is a prefix now is checked like that of any replica, before it follows.
+        replica.downstream.cut().await;
+        Ok(())
+    }
+}
