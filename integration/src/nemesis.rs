@@ -147,8 +147,10 @@ impl Harm {
     pub fn broken(&self) -> Vec<String> {
         let running = process::not_stopped(&self.victims);
         let living = process::living(&self.victims);
-        let gone =
-            self.victims.iter().filter(|v| !living.contains(v) && !living.iter().any(|l| l.pid == v.pid));
+        // One without a command line had ended already when it was found: nobody had collected it yet.
+        let gone = self.victims.iter().filter(|v| {
+            !v.command.is_empty() && !living.contains(v) && !living.iter().any(|l| l.pid == v.pid)
+        });
         let running = running.iter().map(|p| format!("{} runs: {}", p.pid, p.command));
         running.chain(gone.map(|p| format!("{} is gone: {}", p.pid, p.command))).collect()
     }

@@ -17,6 +17,11 @@ pub const BEGIN: u64 = 1_000_000_000_000;
 /// What the wall clock shows beyond the others: some day in 2027.
 const WALL: u64 = 1_800_000_000_000_000_000;
 
+/// Unix milliseconds that clocks without drift show after so many of the world's.
+pub fn unix_ms(now_ms: u64) -> u64 {
+    (WALL + BEGIN) / 1_000_000 + now_ms
+}
+
 /// From now on time is the world's, and so is chance.
 pub fn take_over(seed: u64) {
     NOW.store(BEGIN, Ordering::SeqCst);

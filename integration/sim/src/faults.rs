@@ -267,7 +267,7 @@ fn drift(world: &mut World, dice: &mut Dice) -> Option<&'static str> {
 fn switch_over(world: &mut World, dice: &mut Dice) -> Option<&'static str> {
     let &database = dice.pick(&world.databases)?;
     trace::note(&format!("ORDER switchover of {database}"));
-    let now_ms = world.now_ms;
+    let now_ms = crate::clock::unix_ms(world.now_ms);
     world.propose(Command::BeginSwitchover { database, to: None, now_ms });
     Some("order: switchover")
 }
@@ -281,7 +281,7 @@ fn relocate(world: &mut World, dice: &mut Dice) -> Option<&'static str> {
         world.ids().iter().copied().filter(|n| record.replicas_on(*n).next().is_none()).collect();
     let (&from, &to) = (dice.pick(&voters)?, dice.pick(&free)?);
     trace::note(&format!("ORDER move {database} from {from} to {to}"));
-    let now_ms = world.now_ms;
+    let now_ms = crate::clock::unix_ms(world.now_ms);
     world.propose(Command::BeginMove { database, from, to, now_ms });
     Some("order: move")
 }

@@ -106,7 +106,7 @@ fn set_up(world: &mut World) -> std::io::Result<bool> {
             server: "sim".to_owned(),
             name: format!("d{number}"),
             placement,
-            now_ms: world.now_ms,
+            now_ms: crate::clock::unix_ms(world.now_ms),
         });
     }
     ready &= wait(world, SETUP_LIMIT_MS, |w| w.map().databases.len() as u64 == DATABASES)?;

@@ -22,6 +22,10 @@ use tokio::sync::watch;
 const CLIENTS: NodeId = NodeId(200);
 const CLIENTS_A_DATABASE: u64 = 5;
 
+/// Nodes' clocks differ by less than this when the world begins, nanoseconds: 10 minutes, wall clocks included. The limits
+/// of operations (15 minutes and more) are judged by the wall clock of whoever coordinates.
+const CLOCKS_APART: u64 = 600_000_000_000;
+
 pub struct World {
     pub now_ms: u64,
     pub net: Arc<Net>,
@@ -59,7 +63,7 @@ impl World {
                 oracle: oracle.clone(),
             };
             // Machines were not all switched on at once.
-            nodes.push(SimNode::new(id, around, dice.below(3_600_000_000_000)));
+            nodes.push(SimNode::new(id, around, dice.below(CLOCKS_APART)));
         }
         let mut world = World {
             now_ms: 0,

@@ -35,7 +35,11 @@ fn finds(plant: &str, invariants: &[&str], seeds: u64) {
     for seed in 1..=seeds {
         let output = play(seed, &["--plant", plant]);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let told: Vec<&str> = text.lines().filter(|l| l.starts_with(&format!("seed {seed}: "))).collect();
+        // Seeds that do not heal are known without any planted error (docs/ARCHITECTURE.md): they say nothing here.
+        let told: Vec<&str> = text
+            .lines()
+            .filter(|l| l.starts_with(&format!("seed {seed}: ")) && !l.contains(": I14: "))
+            .collect();
         if told.iter().any(|l| invariants.iter().any(|i| l.contains(&format!(": {i}: ")))) {
             assert!(!output.status.success(), "a violation fails the seed");
             return;

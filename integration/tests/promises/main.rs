@@ -7,7 +7,6 @@
 
 mod admin;
 mod commit;
-mod coordinator_loss;
 mod false_alarm;
 mod faults;
 mod force_recover;
@@ -15,7 +14,6 @@ mod idle_sessions;
 mod ledger;
 mod lose_node;
 mod lose_postmaster;
-mod operations;
 mod pause_node;
 mod reach;
 mod refusals;

@@ -3,6 +3,7 @@
 use super::lexer::{Lexeme, Token};
 use super::suggest::closest;
 use crate::admin::error::AdminError;
+use quorate_model::operation::MAX_KEY;
 use quorate_model::{OperationId, ReplicaId};
 
 /// `server.database`
@@ -103,7 +104,15 @@ impl<'a> Phrase<'a> {
 
     /// `KEY 'k'`, if it comes next: the client's idempotency key.
     pub fn key(&mut self) -> Result<Option<String>, AdminError> {
-        if self.has("KEY") { self.text("the key, in quotes").map(Some) } else { Ok(None) }
+        if !self.has("KEY") {
+            return Ok(None);
+        }
+        let key = self.text("the key, in quotes")?;
+        // Told before anything is looked up: a place that is missing would hide it.
+        if key.is_empty() || key.len() > MAX_KEY {
+            return Err(AdminError::new("42602", format!("a key has 1 to {MAX_KEY} bytes")));
+        }
+        Ok(Some(key))
     }
 
     pub fn symbol(&mut self, symbol: char) -> Result<(), AdminError> {

@@ -12,6 +12,8 @@ async fn waiting_session(instance: &crate::instance::Instance) -> tokio_postgres
         .host_path(&instance.paths().sockets)
         .user("quorate")
         .dbname("app")
+        // An instance whose sync names are the sentinel's is read-only unless a session turns that off.
+        .options("-c default_transaction_read_only=off")
         .connect(tokio_postgres::NoTls)
         .await
         .unwrap();
