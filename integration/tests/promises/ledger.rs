@@ -47,6 +47,9 @@ async fn a_session_cut_in_the_middle_is_counted_and_replaced() -> anyhow::Result
     let verdict = run(&plain, cut).await?;
     eprintln!("{verdict}");
     verdict.kept()?;
-    ensure!(verdict.dropped.get("57P01").copied().unwrap_or(0) >= 4, "{verdict}");
+    // A client that writes to a backend which has just ended is reset before it reads the farewell: then it saw its
+    // connection closed. Either way each of the four sessions counts.
+    ensure!(verdict.dropped.contains_key("57P01"), "{verdict}");
+    ensure!(verdict.dropped.values().sum::<u64>() >= 4, "{verdict}");
     Ok(())
 }

@@ -2,41 +2,11 @@
 
 use super::fixture::*;
 use super::shim::Disk;
-use crate::instance::{InstanceError, Process, StopMode};
+use crate::instance::{Process, StopMode};
 use std::time::{Duration, Instant};
 
 async fn write(client: &tokio_postgres::Client) {
     client.batch_execute("INSERT INTO t SELECT generate_series(1, 1000)").await.unwrap();
-}
-
-/// After a failed flush the kernel may have dropped the pages and call the next flush a success. Without the mark the
-/// copy would be started, say that it has what it lost, and count.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_copy_whose_flush_failed_is_never_started_again() {
-    let world = World::with_disks();
-    let primary = world.primary(1).await;
-    let app = connect(&primary, "app").await;
-    app.batch_execute("CREATE TABLE t (n int)").await.unwrap();
-    let (standby, _relay) = world.standby(2, &primary).await;
-    caught_up(&standby, &primary).await;
-    let disk = Disk::fails(&standby);
-    write(&app).await;
-    let state = wait_for(&standby, |state| !state.is_live()).await;
-    assert!(
-        matches!(&state, Process::Exited { reason, .. } if reason.contains("Input/output error")),
-        "{state:?}"
-    );
-    drop(disk);
-    for handle in [standby.clone(), world.instance(2)] {
-        let started = handle.start().await;
-        assert!(
-            matches!(&started, Err(InstanceError::Distrusted(why)) if why.contains("Input/output error")),
-            "{started:?}"
-        );
-    }
-    // The primary's own disk is another one.
-    write(&app).await;
-    assert_eq!(primary.distrust(), None);
 }
 
 /// The flush may fail in the very stop that was ordered: its end looks like any other.
