@@ -60,11 +60,6 @@ fn results_that_leave_without_a_lease_are_found() {
 }
 
 #[test]
-fn a_promise_that_is_forgotten_is_found() {
-    finds("forgotten-promise", &["I1", "I2", "I5", "I7", "I8"], 40);
-}
-
-#[test]
 fn a_learner_that_counts_is_found() {
     finds("counts-anybody", &["I1", "I11"], 40);
 }
