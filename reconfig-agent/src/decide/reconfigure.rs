@@ -82,6 +82,10 @@ fn awaited(view: &View<'_>, database: &Database, progress: &Progress) -> BTreeSe
     let waited = view.now_ms.saturating_sub(progress.entered_ms);
     let trigger = progress.trigger.as_ref();
     let members = database.members();
+    let has_position = |r: ReplicaId| progress.fences.get(&r).is_some_and(|f| f.position.is_some());
+    // Without a voter beside the incumbent a learner that answers becomes one: one that was built for this election
+    // must not come a moment too late for it, election after election.
+    let learners_count = !members.iter().any(|r| *r != incumbent && has_position(*r));
     database
         .copies()
         .filter(|r| !is_down(view, database, *r))
@@ -98,7 +102,7 @@ fn awaited(view: &View<'_>, database: &Database, progress: &Progress) -> BTreeSe
             if *r == incumbent {
                 return !answered && waited < view.timers.incumbent_grace;
             }
-            members.contains(r) && !answered && waited < view.timers.grace
+            (members.contains(r) || learners_count) && !answered && waited < view.timers.grace
         })
         .collect()
 }

@@ -682,3 +682,43 @@ fn a_candidate_that_was_restarted_unnoticed_is_elected_anew() {
     world.run_until("another reign", |w| w.db().epoch.reign() > reign);
     world.run_until("open", |w| w.is_open() && w.db().phase == Phase::Stable);
 }
+
+#[test]
+fn a_learner_is_waited_for_when_no_voter_has_a_position() {
+    let mut world = World::new(4);
+    let (primary, voters) = (world.db().current.primary, world.db().current.voters.clone());
+    let d = world.db().clone();
+    world.apply(&d, Change::AllocateReplica { node: NodeId(4) });
+    let learner = world.db().learners().next().unwrap();
+    let (d, coordinator) = (world.db().clone(), world.me);
+    world.apply(&d, Change::Elect { coordinator });
+    let d = world.db().clone();
+    let position = world.replicas[&primary].position;
+    let answer =
+        |position, role| order::Fenced { position, role, lease_left_ms: 0, note: "divergent".to_owned() };
+    let mut progress = Progress::new(d.epoch.reign());
+    progress.enter(d.phase.name(), world.now);
+    progress.fences.insert(primary, answer(Some(position), InstanceRole::Primary));
+    progress.fences.extend(voters.iter().map(|r| (*r, answer(None, InstanceRole::Standby))));
+    let reports = world.reports();
+    let promoted = |progress: &Progress| {
+        let view = View {
+            me: world.me,
+            now_ms: world.now,
+            unix_ms: world.now,
+            leading_since_ms: 0,
+            map: &world.map,
+            down: &world.down,
+            reports: &reports,
+            timers: &world.timers,
+            claims: &world.claims,
+        };
+        next(&view, &d, progress).into_iter().find_map(|act| match act {
+            Act::Propose { change: Change::Promote { current, .. }, .. } => Some(current),
+            _ => None,
+        })
+    };
+    assert_eq!(promoted(&progress), None, "the learner may answer yet");
+    progress.fences.insert(learner, answer(Some(position), InstanceRole::Standby));
+    assert_eq!(promoted(&progress).unwrap().voters, BTreeSet::from([learner]));
+}
