@@ -44,7 +44,8 @@ fn finds(plant: &str, invariants: &[&str], seeds: u64) {
             assert!(!output.status.success(), "a violation fails the seed");
             return;
         }
-        assert!(told.is_empty(), "the planted error {plant} was told as {told:?}");
+        // An error may also keep a cluster from healing; anything else would be another error than the planted.
+        assert!(told.iter().all(|l| l.contains(": I14: ")), "the planted error {plant} was told as {told:?}");
     }
     panic!("{seeds} seeds with the planted error {plant}, and nothing was found");
 }

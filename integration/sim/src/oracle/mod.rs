@@ -155,6 +155,19 @@ impl Oracle {
         inner.judge(verdict);
     }
 
+    /// A node that starts finds this promise on its disk.
+    pub fn remembered(&self, replica: ReplicaId, epoch: Epoch) {
+        let mut inner = self.inner();
+        let former = inner.promises.get(&replica).copied();
+        let verdict = i05_one_primary::promise(replica, former, epoch);
+        inner.judge(verdict);
+    }
+
+    /// The replica was dropped, and everything of it deleted.
+    pub fn destroyed(&self, replica: ReplicaId) {
+        self.inner().promises.remove(&replica);
+    }
+
     /// The replica's data, and its promise with it, is gone.
     pub fn lost(&self, replica: ReplicaId) {
         let mut inner = self.inner();

@@ -58,6 +58,7 @@ impl Host for SimHost {
         let node = self.around.node;
         let disk = self.around.disks.open(node, id);
         let promised = disk.content().promise;
+        self.around.oracle.remembered(id, promised);
         let downstream = SimDownstream::new(node, database, id, self.net.clone());
         let instance = SimInstance::new(self.around.clone(), database, id, disk.clone(), downstream.clone());
         self.registry.all().insert(instance.sockets().to_owned(), instance.clone());

@@ -358,6 +358,7 @@ impl ReplicaInstance for SimInstance {
         self.stop(StopMode::Immediate, Duration::ZERO).await?;
         let _only_one = self.lifecycle.lock().await;
         self.around.disks.remove(self.around.node, self.replica);
+        self.around.oracle.destroyed(self.replica);
         Ok(())
     }
 
