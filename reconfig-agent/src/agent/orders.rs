@@ -199,6 +199,15 @@ impl Agent {
         let reign = route.epoch;
         if replica.state().needs_check(reign) {
             replica.downstream.cut().await;
+            // A former primary may still admit replicas of its own reign, and a fence of this one, when it comes late,
+            // finds nothing older to cut (I2). Not when a promotion has promised more meanwhile: its admission stays.
+            let follows = {
+                let state = replica.state();
+                state.leading.is_none() && state.obeys(replica.id, reign).is_ok()
+            };
+            if follows {
+                self.0.upstreams.cut_all(replica.database).await;
+            }
             let position = replica.instance.position().await.map_err(failed)?;
             if relate(lineage, &position) == Relation::Divergent {
                 replica.set_divergent(&position);

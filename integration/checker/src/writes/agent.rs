@@ -143,6 +143,9 @@ fn attach_checked(
 ) -> Result<(), Failure> {
     if replica.standing.needs_check(route.epoch) {
         replica.downstream = None;
+        if replica.standing.leading.is_none() && replica.standing.obeys(id, route.epoch).is_ok() {
+            replica.cut_upstream();
+        }
         if replica.instance.mode == Mode::Down {
             return Err(failure());
         }
