@@ -5,10 +5,11 @@ use super::host::Failed;
 use super::lease::{MAX_LEASE, boottime};
 use super::replica::Replica;
 use super::standing::{Duty, rewinders, route};
-use crate::instance::{Bootstrap, Process, StopMode};
+use crate::instance::{Bootstrap, InstanceError, Process, StopMode};
 use crate::tunnel::Route;
 use quorate_model::{Database, DatabaseId, PartitionMap, Phase, ReplicaId, RunState};
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A secondary's postmaster that does not answer for so long is stopped and started.
 const HUNG_LIMIT: Duration = Duration::from_secs(10);
+/// A learner whose postmaster ends so often in a row before it answers is built anew.
+const MAX_FAILED_STARTS: u32 = 5;
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Agent {
@@ -98,6 +101,8 @@ impl Agent {
             if replica.state().run != before {
                 self.0.changed.notify_one();
             }
+            // The end of a postmaster that did not start is no news: the pause after it counts.
+            let failed = outcome.is_err();
             let wait = match outcome {
                 Ok(Next::Gone) => break,
                 Ok(Next::Look) => {
@@ -113,7 +118,7 @@ impl Agent {
             };
             tokio::select! {
                 () = replica.wake.notified() => {}
-                _ = process.changed() => {}
+                _ = process.changed(), if !failed => {}
                 _ = tunnel.changed() => self.0.changed.notify_one(),
                 () = tokio::time::sleep(wait) => {}
                 () = self.0.stop.cancelled() => {
@@ -220,10 +225,33 @@ impl Agent {
         }
         replica.set_run(RunState::Starting);
         self.0.changed.notify_one();
-        replica.instance.start().await?;
+        if let Err(error) = replica.instance.start().await {
+            return self.did_not_start(replica, database, error);
+        }
+        replica.failed_starts.store(0, Ordering::Relaxed);
         replica.state().started();
         self.0.changed.notify_one();
         replica.wake.notify_one();
+        Ok(Next::Look)
+    }
+
+    /// A standby that was ended in the middle of a switch of timelines may refuse its own log ever after ("previous
+    /// recovered WAL file came from timeline …"). What counts is tried again, since its log may be needed; a learner's is
+    /// not, and a copy that works takes its place.
+    fn did_not_start(
+        &self,
+        replica: &Arc<Replica>,
+        database: &Database,
+        error: InstanceError,
+    ) -> Result<Next, Failed> {
+        let ended = matches!(error, InstanceError::Exited(_));
+        let failed = replica.failed_starts.fetch_add(u32::from(ended), Ordering::Relaxed) + u32::from(ended);
+        if failed < MAX_FAILED_STARTS || database.members().contains(&replica.id) {
+            return Err(error.into());
+        }
+        tracing::error!(database = %replica.database, replica = %replica.id, failed, %error, "given up");
+        replica.set_run(RunState::Failed(error.to_string()));
+        self.0.changed.notify_one();
         Ok(Next::Look)
     }
 

@@ -9,6 +9,7 @@ use quorate_model::{DatabaseId, Epoch, Position, ReplicaId, ReplicaReport, RunSt
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tokio::sync::Notify;
@@ -24,6 +25,8 @@ pub struct Replica {
     pub changing: tokio::sync::Mutex<()>,
     /// Wakes the replica's keeper.
     pub wake: Notify,
+    /// Starts in a row whose postmaster ended before it answered.
+    pub failed_starts: AtomicU32,
 }
 
 /// Everything here is decided under one short lock, so that a fence and an attach cannot cross.
@@ -100,6 +103,7 @@ impl Replica {
             state: Mutex::new(state),
             changing: tokio::sync::Mutex::new(()),
             wake: Notify::new(),
+            failed_starts: AtomicU32::new(0),
         }
     }
 
