@@ -110,7 +110,9 @@ impl Agent {
         let effect = self.close_older(replica, epoch).await;
         let (role, lease_left_ms) = (effect.role, effect.lease_left.div_ceil(1_000_000));
         let run = replica.state().run.clone();
-        let (position, note) = if run != RunState::Running {
+        // A divergent copy has its log and its promise: what it cannot do is follow. Without its word a cover that needs
+        // it would never come about.
+        let (position, note) = if !matches!(run, RunState::Running | RunState::Divergent) {
             // Asked again until it runs: an answer at once tells that gate and tunnels are closed.
             (None, format!("{} is {}", replica.id, run.name()))
         } else {

@@ -150,6 +150,10 @@ impl Standing {
             self.promoted_in = Some(reign);
         }
         self.role = InstanceRole::Primary;
+        if self.run == RunState::Divergent {
+            // It was, from a history that ended with nobody's barrier; now the history goes on from its log.
+            self.run = RunState::Running;
+        }
         if self.promise != reign {
             return Err(Failure::Promised { replica, promise: self.promise });
         }
@@ -462,6 +466,14 @@ mod tests {
         assert_eq!(standing.arranges(me, wide), Err(Failure::Overtaken { replica: me, by: narrow }));
         standing.arranges(me, epoch(2)).unwrap();
         assert!(standing.arranges(me, narrow).is_err(), "a newer reign is newer than any record of an older");
+    }
+
+    #[test]
+    fn a_divergent_copy_that_is_elected_is_divergent_no_more() {
+        let mut standing = Standing::new(epoch(2), 0);
+        standing.run = RunState::Divergent;
+        standing.lead(ReplicaId(1), epoch(2), false).unwrap();
+        assert_eq!(standing.run, RunState::Running);
     }
 
     #[test]

@@ -18,6 +18,9 @@ pub struct Ballot<'a> {
     pub fences: &'a BTreeMap<ReplicaId, Fenced>,
     /// Replicas whose answer, or whose position, may still come soon and is worth waiting for.
     pub awaited: &'a BTreeSet<ReplicaId>,
+    /// Replicas that say of themselves that they are divergent. Their positions help to cover, and one may win; but they
+    /// vote under nobody: the history that told them so may not be recorded yet, and they cannot follow.
+    pub divergent: &'a BTreeSet<ReplicaId>,
     /// A replica to prefer among the most advanced (the target of a switchover).
     pub wish: Option<ReplicaId>,
 }
@@ -86,6 +89,7 @@ fn configuration(
     let fit = |r: &ReplicaId| {
         *r != winner
             && database.replicas.contains_key(r)
+            && !ballot.divergent.contains(r)
             && ballot.fences[r].role == InstanceRole::Standby
             && positions.get(r).is_some_and(|p| follows(database, p, &best))
     };
@@ -160,9 +164,35 @@ mod tests {
         }
     }
 
+    fn judge_among(
+        database: &Database,
+        fences: BTreeMap<ReplicaId, Fenced>,
+        divergent: &[u64],
+        wish: Option<ReplicaId>,
+    ) -> Outcome {
+        let divergent = divergent.iter().copied().map(ReplicaId).collect();
+        judge(&Ballot { database, fences: &fences, awaited: &BTreeSet::new(), divergent: &divergent, wish })
+    }
+
+    /// Its history was never recorded, so the record alone would take it for a follower, election after election.
+    #[test]
+    fn a_divergent_copy_covers_and_a_learner_votes_in_its_place() {
+        let mut d = database();
+        d.current = Configuration::new(ReplicaId(1), [ReplicaId(2)], 1);
+        let fences = [
+            (ReplicaId(1), fenced(position(2, 20), Primary)),
+            (ReplicaId(2), fenced(position(1, 10), Standby)),
+            (ReplicaId(4), fenced(position(2, 20), Standby)),
+        ];
+        let Outcome::Elected(c) = judge_among(&d, fences.clone().into(), &[2], None) else { panic!() };
+        assert_eq!(c, Configuration::new(ReplicaId(1), [ReplicaId(4)], 1));
+        let Outcome::Elected(c) = judge_among(&d, fences.into(), &[], None) else { panic!() };
+        assert_eq!(c, Configuration::new(ReplicaId(1), [ReplicaId(2)], 1), "the record alone does not know");
+    }
+
     fn judge_with(database: &Database, fences: &[(u64, Fenced)], wish: Option<ReplicaId>) -> Outcome {
         let fences = fences.iter().map(|(r, f)| (ReplicaId(*r), f.clone())).collect();
-        judge(&Ballot { database, fences: &fences, awaited: &BTreeSet::new(), wish })
+        judge_among(database, fences, &[], wish)
     }
 
     use InstanceRole::{Primary, Standby};

@@ -35,7 +35,9 @@ pub fn electing(view: &View<'_>, database: &Database, progress: &Progress) -> Ve
         .collect();
     let awaited = awaited(view, database, progress);
     let wish = progress.trigger.as_ref().and_then(|t| t.wish);
-    let ballot = Ballot { database, fences: &progress.fences, awaited: &awaited, wish };
+    let divergent = database.copies().filter(|r| is_divergent(view, *r)).collect();
+    let ballot =
+        Ballot { database, fences: &progress.fences, awaited: &awaited, divergent: &divergent, wish };
     match election::judge(&ballot) {
         Outcome::Elected(current) => acts.push(Act::Propose {
             change: Change::Promote { coordinator: view.me, current },
@@ -82,10 +84,13 @@ fn awaited(view: &View<'_>, database: &Database, progress: &Progress) -> BTreeSe
     let waited = view.now_ms.saturating_sub(progress.entered_ms);
     let trigger = progress.trigger.as_ref();
     let members = database.members();
-    let has_position = |r: ReplicaId| progress.fences.get(&r).is_some_and(|f| f.position.is_some());
+    // A divergent copy says where its log ends, which helps to cover, and cannot vote.
+    let may_vote = |r: ReplicaId| {
+        progress.fences.get(&r).is_some_and(|f| f.position.is_some()) && !is_divergent(view, r)
+    };
     // Without a voter beside the incumbent a learner that answers becomes one: one that was built for this election
     // must not come a moment too late for it, election after election.
-    let learners_count = !members.iter().any(|r| *r != incumbent && has_position(*r));
+    let learners_count = !members.iter().any(|r| *r != incumbent && may_vote(*r));
     database
         .copies()
         .filter(|r| !is_down(view, database, *r))
@@ -105,6 +110,11 @@ fn awaited(view: &View<'_>, database: &Database, progress: &Progress) -> BTreeSe
             (members.contains(r) || learners_count) && !answered && waited < view.timers.grace
         })
         .collect()
+}
+
+/// Whether a replica's own node says that its log holds what the history does not.
+fn is_divergent(view: &View<'_>, replica: ReplicaId) -> bool {
+    view.report(replica).is_some_and(|report| report.run == RunState::Divergent)
 }
 
 /// Promoting: promote, attach, barrier, wait out the lease, open, record.

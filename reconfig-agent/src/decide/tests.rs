@@ -568,6 +568,7 @@ fn an_incomplete_copy_makes_no_cover_and_never_wins() {
             database: &d,
             fences: &fences,
             awaited: &awaited,
+            divergent: &std::collections::BTreeSet::new(),
             wish: Some(first),
         })
     };

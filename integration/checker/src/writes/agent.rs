@@ -107,7 +107,7 @@ fn fence(replica: &mut Replica, id: ReplicaId, epoch: Epoch) -> Outcome {
         replica.cut_upstream();
         replica.downstream = None;
     }
-    let runs = replica.standing.run == RunState::Running;
+    let runs = matches!(replica.standing.run, RunState::Running | RunState::Divergent);
     let position = runs.then(|| replica.instance.position());
     Ok(Reply::Fenced(Fenced {
         position,
