@@ -191,6 +191,30 @@ async fn the_last_word_of_a_former_gate_is_waited_for_and_not_for_long() {
     }
 }
 
+/// Found by the ledger: a COMMIT that a former gate never delivered was sent to the new primary, which knew of no
+/// transaction and answered it with success. Nothing of that transaction was anywhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_was_never_delivered_is_no_success_elsewhere() {
+    let (first, second) = (Postgres::start().await, Postgres::start().await);
+    for last in ["commit", "select 7"] {
+        let cluster = Cluster::start().await;
+        cluster.open(1, &first);
+        let client = soon(cluster.connect(2)).await;
+        soon(client.batch_execute("begin; select 1")).await.unwrap();
+        cluster.gate(1).hold();
+        let asking = tokio::spawn(async move { client.batch_execute(last).await });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!asking.is_finished(), "it waits at the former gate");
+        cluster.elect();
+        cluster.promote(2);
+        cluster.open(2, &second);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        cluster.gate(1).close("another replica is primary now");
+        let told = soon(asking).await.unwrap();
+        assert!(told.is_err(), "{last}: told success of a transaction that is gone");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn results_wait_for_the_lease() {
     let (first, second) = (Postgres::start().await, Postgres::start().await);

@@ -229,8 +229,11 @@ impl Relay {
     }
 
     /// The request in flight never reached Postgres, which took only the first `delivered` bytes: it will be sent again.
+    /// Not when it was part of a transaction: that is gone, and its COMMIT, sent again, would be answered with success by
+    /// a server that knows of no transaction.
     pub fn take_back(&mut self, delivered: u64) -> bool {
         if self.tracker.is_idle()
+            || self.tracker.in_transaction()
             || !self.replay.whole
             || self.replay.start != delivered
             || !self.up.at_boundary()
