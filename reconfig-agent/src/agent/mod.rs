@@ -133,7 +133,7 @@ impl Handler for Agent {
     async fn call(&self, from: NodeId, body: bytes::Bytes) -> Result<bytes::Bytes, Fault> {
         let response = match decode::<Request>(&body)? {
             Request::Ping => Response::Done,
-            Request::Reports => Response::Reports(self.reports()),
+            Request::Reports => Response::Reports(self.answer_reports().await),
             Request::Confirm { voter, epoch } => Response::Confirmed(self.confirms(voter, epoch)),
             Request::Order(order) => Response::Obeyed(self.obey(order).await),
             Request::Push(reports) => {

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 const SAMPLE: Duration = Duration::from_millis(250);
 const SAMPLE_DEADLINE: Duration = Duration::from_millis(500);
+/// Less than what an operator's question waits for a node's answer.
+const ANSWER_DEADLINE: Duration = Duration::from_millis(250);
 const PUSH_EVERY: Duration = Duration::from_millis(200);
 const PUSH_DEADLINE: Duration = Duration::from_millis(500);
 
@@ -24,26 +26,18 @@ impl Agent {
                 _ = tick.tick() => {}
                 () = self.0.stop.cancelled() => return,
             }
-            let samples = self.replicas().into_iter().map(|replica| async move {
-                if !matches!(*replica.instance.process().borrow(), Process::Running { .. }) {
-                    return;
-                }
-                let progress = tokio::time::timeout(SAMPLE_DEADLINE, replica.instance.progress()).await;
-                if let Ok(Ok(progress)) = progress {
-                    let mut report = self_report(&replica);
-                    report.position = Some(Position {
-                        epoch: progress.epoch,
-                        lsn: progress.flush_lsn,
-                        timeline: progress.timeline,
-                    });
-                    report.timeline = progress.timeline;
-                    report.flush_lsn = progress.flush_lsn;
-                    report.size_bytes = progress.size_bytes;
-                    replica.state().report = Some(report);
-                }
-            });
+            let replicas = self.replicas();
+            let samples = replicas.iter().map(|replica| sample_one(replica, SAMPLE_DEADLINE));
             futures::future::join_all(samples).await;
         }
+    }
+
+    /// As [`Agent::reports`]; a replica that started too lately to have been asked is asked now.
+    pub(super) async fn answer_reports(&self) -> Vec<ReplicaReport> {
+        let replicas = self.replicas();
+        let unasked = replicas.iter().filter(|replica| replica.state().position().is_none());
+        futures::future::join_all(unasked.map(|replica| sample_one(replica, ANSWER_DEADLINE))).await;
+        self.reports()
     }
 
     /// All replicas here, as they are now: the sampled figures with the present states.
@@ -90,6 +84,21 @@ impl Agent {
             tracing::debug!(%leader, %error, "a report was not delivered");
         }
     }
+}
+
+/// Asks a running instance how far it is, and keeps the answer for reports.
+async fn sample_one(replica: &Replica, deadline: Duration) {
+    if !matches!(*replica.instance.process().borrow(), Process::Running { .. }) {
+        return;
+    }
+    let Ok(Ok(progress)) = tokio::time::timeout(deadline, replica.instance.progress()).await else { return };
+    let mut report = self_report(replica);
+    report.position =
+        Some(Position { epoch: progress.epoch, lsn: progress.flush_lsn, timeline: progress.timeline });
+    report.timeline = progress.timeline;
+    report.flush_lsn = progress.flush_lsn;
+    report.size_bytes = progress.size_bytes;
+    replica.state().report = Some(report);
 }
 
 fn self_report(replica: &Replica) -> ReplicaReport {
