@@ -301,7 +301,9 @@ fn move_replica(
         });
     }
     let votes = |r: ReplicaId| database.current.voters.contains(&r);
-    if votes(built) && !votes(from) {
+    // A failover may have made it a voter, or the primary.
+    let counts = database.current.contains(built);
+    if counts && !votes(from) {
         if database.replicas.contains_key(&from) {
             let note = Note::Event {
                 kind: EventKind::ReplicaBuilt,
@@ -314,10 +316,17 @@ fn move_replica(
         }
         return Some(vec![end(operation, OperationState::Done, Note::Nothing)]);
     }
-    if votes(built) || view.is_ready(database, built) {
+    if counts && database.copies().count() <= database.copies as usize {
+        let because =
+            format!("{built} took the place of a copy that was lost meanwhile, and {from} is needed");
+        return Some(failed(operation, because));
+    }
+    if counts || view.is_ready(database, built) {
         let mut voters = database.current.voters.clone();
         voters.remove(&from);
-        voters.insert(built);
+        if built != database.current.primary {
+            voters.insert(built);
+        }
         return Some(vec![advance(operation, Step::Exchanging, joined(database, voters), Note::Nothing)]);
     }
     at(Some(operation), Step::Copying { ready: 0, of: 1 }).map(|act| vec![act])

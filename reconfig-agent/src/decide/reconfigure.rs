@@ -208,11 +208,30 @@ fn replace_placeholders(view: &View<'_>, database: &Database, progress: &Progres
             candidate,
         ))];
     }
-    let building = learners.iter().any(|r| !progress.divergent.contains(r) && !is_down(view, database, *r));
+    // One that is divergent, or is given up, becomes no voter in this reign: it is not waited for.
+    let is_lost = |r: ReplicaId| {
+        let run = view.report(r).map(|report| &report.run);
+        progress.divergent.contains(&r) || matches!(run, Some(RunState::Divergent | RunState::Failed(_)))
+    };
+    let building = learners.iter().any(|r| !is_lost(*r) && !is_down(view, database, *r));
     if building || view.now_ms.saturating_sub(progress.entered_ms) < view.timers.replace_after {
         return Vec::new();
     }
-    super::settle::allocate(view, database).into_iter().collect()
+    let lost = || learners.iter().find(|r| is_lost(**r) && !database.members().contains(*r));
+    // Where every node holds a copy, one that is lost makes room.
+    super::settle::allocate(view, database).or_else(|| Some(drop_lost(*lost()?))).into_iter().collect()
+}
+
+fn drop_lost(replica: ReplicaId) -> Act {
+    Act::Propose {
+        change: Change::DropReplica { replica },
+        note: Note::Event {
+            kind: EventKind::ReplicaLost,
+            reason: format!("{replica} holds what the history does not; it makes room for a copy"),
+            from: Some(replica),
+            to: None,
+        },
+    }
 }
 
 fn is_down(view: &View<'_>, database: &Database, replica: ReplicaId) -> bool {

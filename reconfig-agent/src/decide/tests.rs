@@ -214,6 +214,20 @@ impl World {
         all
     }
 
+    fn view<'a>(&'a self, reports: &'a BTreeMap<ReplicaId, Heard>) -> View<'a> {
+        View {
+            me: self.me,
+            now_ms: self.now,
+            unix_ms: self.now,
+            leading_since_ms: 0,
+            map: &self.map,
+            down: &self.down,
+            reports,
+            timers: &self.timers,
+            claims: &self.claims,
+        }
+    }
+
     /// A client's commit: counts when the gate is open and a voter of the configuration follows.
     fn commit(&mut self) -> bool {
         let d = self.db().clone();
@@ -703,18 +717,7 @@ fn a_learner_is_waited_for_when_no_voter_has_a_position() {
     progress.fences.extend(voters.iter().map(|r| (*r, answer(None, InstanceRole::Standby))));
     let reports = world.reports();
     let promoted = |progress: &Progress| {
-        let view = View {
-            me: world.me,
-            now_ms: world.now,
-            unix_ms: world.now,
-            leading_since_ms: 0,
-            map: &world.map,
-            down: &world.down,
-            reports: &reports,
-            timers: &world.timers,
-            claims: &world.claims,
-        };
-        next(&view, &d, progress).into_iter().find_map(|act| match act {
+        next(&world.view(&reports), &d, progress).into_iter().find_map(|act| match act {
             Act::Propose { change: Change::Promote { current, .. }, .. } => Some(current),
             _ => None,
         })
@@ -722,4 +725,76 @@ fn a_learner_is_waited_for_when_no_voter_has_a_position() {
     assert_eq!(promoted(&progress), None, "the learner may answer yet");
     progress.fences.insert(learner, answer(Some(position), InstanceRole::Standby));
     assert_eq!(promoted(&progress).unwrap().voters, BTreeSet::from([learner]));
+}
+
+/// Every copy but the new primary's left the history, and nothing is rewound before the reign has begun.
+fn alone_among_the_divergent(world: &mut World) -> (Database, Progress) {
+    let (candidate, voters) = (world.db().current.primary, world.db().current.voters.clone());
+    let (d, coordinator) = (world.db().clone(), world.me);
+    world.apply(&d, Change::Elect { coordinator });
+    let former = *voters.first().unwrap();
+    let current = Configuration { primary: candidate, voters: BTreeSet::from([former]), k: 1 };
+    let d = world.db().clone();
+    world.apply(&d, Change::Promote { coordinator, current });
+    let d = world.db().clone();
+    let mut progress = Progress::new(d.epoch.reign());
+    progress.enter(d.phase.name(), world.now);
+    for id in d.copies() {
+        let fake = world.replicas.get_mut(&id).unwrap();
+        let fenced = order::Fenced {
+            position: Some(fake.position),
+            role: fake.role,
+            lease_left_ms: 0,
+            note: String::new(),
+        };
+        progress.fences.insert(id, fenced);
+        if id != candidate {
+            fake.run = RunState::Divergent;
+        }
+    }
+    progress.divergent.insert(former);
+    let position = world.replicas[&candidate].position;
+    progress.promoted = Some(Promoted {
+        promoted: false,
+        since: d.lineage.last().unwrap().epoch,
+        timeline: position.timeline,
+        history: Vec::new(),
+        lsn: position.lsn,
+        uuid: uuid::Uuid::nil(),
+    });
+    world.now += world.timers.replace_after;
+    (d, progress)
+}
+
+#[test]
+fn a_divergent_learner_that_does_not_run_is_not_waited_for() {
+    let mut world = World::new(4);
+    let (d, progress) = alone_among_the_divergent(&mut world);
+    let reports = world.reports();
+    let acts = next(&world.view(&reports), &d, &progress);
+    let builds =
+        |act: &Act| matches!(act, Act::Propose { change: Change::AllocateReplica { node: NodeId(4) }, .. });
+    assert!(acts.iter().any(builds), "{acts:?}");
+}
+
+#[test]
+fn where_every_node_holds_a_copy_a_lost_one_makes_room() {
+    let mut world = World::new(4);
+    let d = world.db().clone();
+    world.apply(&d, Change::AllocateReplica { node: NodeId(4) });
+    let learner = world.db().learners().next().unwrap();
+    let position = world.replicas[&d.current.primary].position;
+    let fake = Fake { position, role: InstanceRole::Standby, ..world.replicas[&d.current.primary].clone() };
+    world.replicas.insert(learner, fake);
+    let (d, progress) = alone_among_the_divergent(&mut world);
+    let reports = world.reports();
+    let acts = next(&world.view(&reports), &d, &progress);
+    let dropped: Vec<ReplicaId> = acts
+        .iter()
+        .filter_map(|act| match act {
+            Act::Propose { change: Change::DropReplica { replica }, .. } => Some(*replica),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(dropped, [learner], "what counted before the election is kept: {acts:?}");
 }

@@ -24,6 +24,10 @@ pub struct Content {
     pub promoting: bool,
     /// Made or copied to the end.
     pub complete: bool,
+    /// A rewind has begun to change it, and no instance has answered since.
+    pub rewinding: bool,
+    /// It was rewound, and is not known to be past its floor.
+    pub rewound: bool,
     pub promise: Epoch,
 }
 

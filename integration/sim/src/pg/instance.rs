@@ -460,6 +460,73 @@ impl ReplicaInstance for SimInstance {
         }
     }
 
+    fn distrust(&self) -> Option<String> {
+        self.disk.content().rewinding.then(|| "a rewind did not reach its end".to_owned())
+    }
+
+    fn was_rewound(&self) -> bool {
+        self.disk.content().rewound
+    }
+
+    /// What PostgreSQL's tool leaves: the source's log, as far as the source had it.
+    async fn rewind(&self) -> Result<(), InstanceError> {
+        const SOURCE_DEADLINE: Duration = Duration::from_secs(10);
+        let _only_one = self.lifecycle.lock().await;
+        if !self.is_complete() {
+            return Err(InstanceError::Incomplete);
+        }
+        if let Some(reason) = self.distrust() {
+            return Err(InstanceError::Distrusted(reason));
+        }
+        self.stop(StopMode::Fast, SOURCE_DEADLINE).await?;
+        let source = timeout(SOURCE_DEADLINE, self.downstream.source()).await;
+        let Ok(Some(Message::Backup { records, history })) = source else {
+            return Err(InstanceError::SourceNotReady("it does not answer".to_owned()));
+        };
+        {
+            let mut content = self.disk.content();
+            // Judged as PostgreSQL does, by timelines and positions and not by what is there.
+            let end = wal::end_of(content.records.len());
+            let fork = if records.last().map(|r| r.timeline) == Some(content.timeline()) {
+                None
+            } else {
+                history.iter().find(|(timeline, _)| *timeline == content.timeline()).map(|(_, left)| *left)
+            };
+            content.rewinding = true;
+            if records.last().map(|r| r.timeline) == Some(content.timeline())
+                || fork.is_some_and(|left| end <= left)
+            {
+                return Err(InstanceError::NotRewound("no rewind required".to_owned()));
+            }
+        }
+        sleep(self.around.conditions.copy()).await;
+        self.around.oracle.emptied(self.replica);
+        let row = wal::epoch_of(&records);
+        {
+            let mut content = self.disk.content();
+            content.flushed = records.len();
+            content.highest = Timeline(content.highest.0.max(records.last().map_or(1, |r| r.timeline.0)));
+            content.records = records.to_vec();
+            content.history = history.to_vec();
+            content.promoting = false;
+        }
+        self.around.oracle.epoch_row_flushed(self.database, self.replica, row);
+        Ok(())
+    }
+
+    async fn finish_rewind(&self) -> Result<(), InstanceError> {
+        self.start().await?;
+        let mut content = self.disk.content();
+        content.rewinding = false;
+        content.rewound = true;
+        Ok(())
+    }
+
+    async fn forget_rewind(&self) -> Result<(), InstanceError> {
+        self.disk.content().rewound = false;
+        Ok(())
+    }
+
     async fn checkpoint(&self) -> Result<(), InstanceError> {
         let run = self.run()?;
         sleep(self.around.conditions.fsync(run.server.node)).await;

@@ -30,7 +30,7 @@ pub struct SimDownstream {
     pub database: DatabaseId,
     pub replica: ReplicaId,
     net: Arc<Net>,
-    route: watch::Sender<Option<Route>>,
+    route: watch::Sender<Option<Lane>>,
     /// Cancelled when the route changes.
     cut: Mutex<CancellationToken>,
     streaming: watch::Sender<Option<Epoch>>,
@@ -38,6 +38,13 @@ pub struct SimDownstream {
     /// A walreceiver is there, or has received what it has not flushed.
     receiving: AtomicBool,
     stopped: CancellationToken,
+}
+
+/// A route, and whether only a rewind may take it.
+#[derive(Clone, PartialEq, Eq)]
+struct Lane {
+    route: Route,
+    rewind: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -66,7 +73,7 @@ impl SimDownstream {
         self.receiving.load(Ordering::SeqCst)
     }
 
-    fn change(&self, route: Option<Route>) {
+    fn change(&self, route: Option<Lane>) {
         let mut cut = locked(&self.cut);
         if *self.route.borrow() == route {
             return;
@@ -76,14 +83,15 @@ impl SimDownstream {
         self.route.send_replace(route);
     }
 
-    /// The route, once there is one, and the token of its cut.
-    async fn routed(&self) -> (Route, CancellationToken) {
+    /// The route, once there is one for this, and the token of its cut.
+    async fn routed(&self, rewind: bool) -> (Route, CancellationToken) {
         let mut routes = self.route.subscribe();
         loop {
             {
                 let cut = locked(&self.cut);
-                if let Some(route) = routes.borrow_and_update().clone() {
-                    return (route, cut.clone());
+                let lane = routes.borrow_and_update().clone();
+                if let Some(lane) = lane.filter(|lane| lane.rewind == rewind) {
+                    return (lane.route, cut.clone());
                 }
             }
             if routes.changed().await.is_err() {
@@ -105,8 +113,15 @@ impl SimDownstream {
 
     /// Asks for a copy, through whatever route there is.
     pub async fn backup(&self) -> Option<Message> {
-        let (route, cut) = self.routed().await;
+        let (route, cut) = self.routed(false).await;
         let pipe = self.open(&route, Purpose::Backup);
+        cut.run_until_cancelled(pipe.receive()).await.flatten()
+    }
+
+    /// Asks for the primary's log, through whatever route there is for a rewind.
+    pub async fn source(&self) -> Option<Message> {
+        let (route, cut) = self.routed(true).await;
+        let pipe = self.open(&route, Purpose::Rewind);
         cut.run_until_cancelled(pipe.receive()).await.flatten()
     }
 
@@ -117,7 +132,7 @@ impl SimDownstream {
                 biased;
                 () = server.ended.cancelled() => return,
                 () = stop.cancelled() => return,
-                routed = self.routed() => routed,
+                routed = self.routed(false) => routed,
             };
             self.receiving.store(true, Ordering::SeqCst);
             let lost = self.stream(&server, &route, &cut, &stop).await;
@@ -182,7 +197,15 @@ impl SimDownstream {
 impl StandbyTunnel for SimDownstream {
     fn attach(&self, route: Route) {
         if !self.stopped.is_cancelled() {
-            self.change(Some(Route { epoch: route.epoch.reign(), ..route }));
+            let route = Route { epoch: route.epoch.reign(), ..route };
+            self.change(Some(Lane { route, rewind: false }));
+        }
+    }
+
+    fn attach_rewind(&self, route: Route) {
+        if !self.stopped.is_cancelled() {
+            let route = Route { epoch: route.epoch.reign(), ..route };
+            self.change(Some(Lane { route, rewind: true }));
         }
     }
 
@@ -193,7 +216,7 @@ impl StandbyTunnel for SimDownstream {
     fn status(&self) -> DownstreamStatus {
         let heard = *locked(&self.heard);
         DownstreamStatus {
-            route: self.route.borrow().clone(),
+            route: self.route.borrow().as_ref().map(|lane| lane.route.clone()),
             streaming: *self.streaming.borrow(),
             acknowledged: heard.acknowledged,
             upstream_end: heard.upstream_end,
@@ -221,6 +244,8 @@ pub struct SimUpstreams {
 #[derive(Default)]
 struct Served {
     admission: Option<Admission>,
+    /// Those of the admitted that may rewind from here.
+    rewinders: BTreeSet<ReplicaId>,
     /// Open streams: whose, whether a walreceiver's, and the token of their cut.
     streams: BTreeMap<u64, (ReplicaId, bool, CancellationToken)>,
 }
@@ -246,7 +271,8 @@ impl SimUpstreams {
         let fits = admission.epoch == hello.epoch
             && admission.primary == hello.primary
             && admission.allowed.contains(&hello.replica);
-        let server = self.registry.server(&admission.sockets).filter(|_| fits)?;
+        let may = !matches!(hello.purpose, Purpose::Rewind) || served.rewinders.contains(&hello.replica);
+        let server = self.registry.server(&admission.sockets).filter(|_| fits && may)?;
         let is_stream = matches!(hello.purpose, Purpose::Stream { .. });
         if is_stream {
             // A standby has one walreceiver: when another comes, the former has ended.
@@ -294,12 +320,22 @@ impl PrimaryTunnels for SimUpstreams {
                 == (admission.primary, admission.epoch, &admission.sockets)
         });
         served.cut(|replica, _| !goes_on || !admission.allowed.contains(&replica));
+        served.rewinders.retain(|replica| goes_on && admission.allowed.contains(replica));
         served.admission = Some(admission);
+    }
+
+    fn admit_rewinds(&self, database: DatabaseId, epoch: Epoch, rewinders: BTreeSet<ReplicaId>) {
+        if let Some(served) = locked(&self.served).get_mut(&database)
+            && let Some(admission) = served.admission.as_ref().filter(|a| a.epoch.same_reign(epoch))
+        {
+            served.rewinders = rewinders.intersection(&admission.allowed).copied().collect();
+        }
     }
 
     async fn cut_all(&self, database: DatabaseId) {
         if let Some(served) = locked(&self.served).get_mut(&database) {
             served.admission = None;
+            served.rewinders.clear();
             served.cut(|_, _| true);
         }
     }
@@ -324,7 +360,7 @@ impl Acceptor for Door {
                 Purpose::Stream { from, timeline } => {
                     walsender(&server, &hello, &pipe, &cut, (from, timeline)).await;
                 }
-                Purpose::Backup => backup(&server, &pipe, &cut).await,
+                Purpose::Backup | Purpose::Rewind => backup(&server, &pipe, &cut).await,
             }
             upstreams.leave(hello.database, pipe.id());
         });

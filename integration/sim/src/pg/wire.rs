@@ -22,6 +22,8 @@ pub enum Purpose {
         timeline: Timeline,
     },
     Backup,
+    /// pg_rewind: reads the primary's log.
+    Rewind,
 }
 
 #[derive(Clone, Debug)]

@@ -224,3 +224,28 @@ fn the_same_key_finds_the_same_operation() {
     assert_eq!(begin(&mut world, again), id, "and after its end");
     assert_eq!(world.map.operations.values().filter(|o| o.key.is_some()).count(), 1);
 }
+
+#[test]
+fn a_move_whose_copy_became_the_primary_ends() {
+    let mut world = idle();
+    let id = moving(&mut world);
+    let operation = world.operation(id).clone();
+    let OperationKind::MoveReplica { from, built, .. } = operation.kind else { panic!("{operation:?}") };
+    let reports = world.reports();
+    let mut d = world.db().clone();
+    let lost = std::mem::replace(&mut d.current.primary, built);
+    let acts = |d: &Database| {
+        operate::stable(&world.view(&reports), d, &world.progress, &operation).unwrap_or_default()
+    };
+    let exchanged = acts(&d);
+    let leaves = |act: &Act| {
+        matches!(act, Act::Advance { change: Some(Change::Join { current }), .. }
+            if !current.voters.contains(&from) && !current.voters.contains(&built))
+    };
+    assert!(exchanged.iter().any(leaves), "{exchanged:?}");
+    // A copy was lost: the one that was to be replaced is needed.
+    d.replicas.remove(&lost);
+    let ended = acts(&d);
+    let fails = |act: &Act| matches!(act, Act::EndOperation { state: OperationState::Failed(why), .. } if why.contains("is needed"));
+    assert!(ended.iter().any(fails), "{ended:?}");
+}
