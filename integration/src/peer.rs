@@ -69,7 +69,8 @@ impl PlainCluster {
         self.append(&data.join("postgresql.conf"), &config)?;
         self.append(
             &data.join("pg_hba.conf"),
-            "host app demo 127.0.0.1/32 scram-sha-256\nlocal all quorate trust\nlocal replication quorate trust\n",
+            "host app demo 127.0.0.1/32 scram-sha-256\nlocal all quorate trust\nlocal replication quorate trust\n\
+             host replication quorate 127.0.0.1/32 scram-sha-256\n",
         )?;
         // The lines that initdb wrote come first and would trust everybody over TCP.
         let hba = data.join("pg_hba.conf");
@@ -79,6 +80,7 @@ impl PlainCluster {
         std::fs::write(&hba, kept.join("\n") + "\n")?;
         self.start_instance("p")?;
         self.sql("postgres", "CREATE ROLE demo LOGIN PASSWORD 'demo'")?;
+        self.sql("postgres", "ALTER ROLE quorate PASSWORD 'quorate'")?;
         self.sql("postgres", "CREATE DATABASE app OWNER demo")?;
         Ok(())
     }
@@ -101,12 +103,12 @@ impl PlainCluster {
             name,
         ]);
         run(backup.arg("-h").arg(&self.directory).arg("-D").arg(&data))?;
+        // By TCP, as between two machines.
         let config = format!(
-            "listen_addresses = ''\nport = {}\nprimary_slot_name = '{name}'\nprimary_conninfo = 'host={} port={} user=quorate application_name={name}'\n",
+            "listen_addresses = ''\nport = {}\nprimary_slot_name = '{name}'\nprimary_conninfo = 'host=127.0.0.1 port={} user=quorate password=quorate sslmode=disable application_name={name}'\n",
             self.port
                 + 1
                 + STANDBYS.iter().position(|s| *s == name).map_or(0, |i| u16::try_from(i).unwrap_or(0)),
-            self.directory.display(),
             self.port
         );
         self.append(&data.join("postgresql.conf"), &config)?;

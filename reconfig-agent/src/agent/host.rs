@@ -127,6 +127,8 @@ pub trait PrimaryTunnels: Send + Sync + 'static {
     );
     /// Who of them may rewind.
     fn admit_rewinds(&self, _database: DatabaseId, _epoch: Epoch, _rewinders: BTreeSet<ReplicaId>) {}
+    /// The voters of which a commit waits for one.
+    fn feed_in_turn(&self, _database: DatabaseId, _voters: &BTreeSet<ReplicaId>) {}
     async fn cut_all(&self, database: DatabaseId);
     /// How far each replica has acknowledged the log to the primary here, in the current reign.
     fn flushes(&self, _database: DatabaseId) -> BTreeMap<ReplicaId, Lsn> {
@@ -289,6 +291,10 @@ impl PrimaryTunnels for Upstreams {
 
     fn admit_rewinds(&self, database: DatabaseId, epoch: Epoch, rewinders: BTreeSet<ReplicaId>) {
         Upstreams::admit_rewinds(self, database, epoch, rewinders);
+    }
+
+    fn feed_in_turn(&self, database: DatabaseId, voters: &BTreeSet<ReplicaId>) {
+        Upstreams::feed_in_turn(self, database, voters);
     }
 
     async fn cut_all(&self, database: DatabaseId) {

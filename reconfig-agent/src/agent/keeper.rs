@@ -346,6 +346,7 @@ impl Agent {
         };
         if replica.state().leading.is_some() {
             self.gates().set_reads(replica.database, database.reads);
+            self.0.upstreams.feed_in_turn(replica.database, &in_turn(database));
             self.lease_alone(replica);
         }
         match duty {
@@ -426,6 +427,12 @@ impl Agent {
         replica.instance.destroy().await?;
         Ok(Next::Gone)
     }
+}
+
+/// The voters of which a commit waits for one, whichever it is: in a configuration that no change is under way to.
+fn in_turn(database: &Database) -> BTreeSet<ReplicaId> {
+    let settled = database.phase == Phase::Stable && database.previous.is_empty() && database.current.k == 1;
+    if settled { database.current.voters.clone() } else { BTreeSet::new() }
 }
 
 pub(super) enum Next {

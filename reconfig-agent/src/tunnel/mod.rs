@@ -23,7 +23,7 @@
 //!
 //! What it never does: keep WAL, reorder, retry a byte, judge who is primary, or speak SQL.
 //!
-//! The pure parts are `scan`, `tap`, `startup` and `hello`; `pump` and `relay` move bytes; `leash` cuts;
+//! The pure parts are `scan`, `tap`, `turns`, `startup` and `hello`; `pump` and `relay` move bytes; `leash` cuts;
 //! `downstream` with `standby`, and `upstream` with `primary`, are the two ends.
 
 mod buffer;
@@ -40,6 +40,7 @@ mod standby;
 mod startup;
 mod tap;
 mod telemetry;
+mod turns;
 mod upstream;
 
 #[cfg(test)]

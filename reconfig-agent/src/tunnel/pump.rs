@@ -52,6 +52,11 @@ impl Pump {
         pump
     }
 
+    /// Everything that was received has left.
+    pub fn is_idle(&self) -> bool {
+        self.start == self.end && !self.unflushed
+    }
+
     /// Sends bytes of our own, unless others wait.
     pub fn inject(&mut self, bytes: &[u8]) {
         if self.start == self.end && !self.source_ended {

@@ -1,6 +1,6 @@
 //! A connection on its way: both directions between a standby's side and a primary's side, in one task.
 //!
-//! This is in the path of every commit, so: no timer, no channel and no lock a frame, both directions polled in the same
+//! This is in the path of every commit, so: no timer (but for a standby that no commit waits for, see `turns`), no channel and no lock a frame, both directions polled in the same
 //! task, bytes written from where they were read, only heads of messages looked at. Replication has no half-open
 //! connections: when one side ends, what it said is delivered and the relay ends.
 //!
@@ -15,7 +15,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 /// How long one side may take for the last bytes of the other.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
@@ -35,6 +35,12 @@ pub trait Observe: Send + Unpin {
     fn withholds_write_reports(&self) -> bool {
         false
     }
+    /// What the primary says may wait until then: another standby's acknowledgement comes first.
+    fn waits_until(&self) -> Option<Instant> {
+        None
+    }
+    /// So much was read from the primary at once.
+    fn took_from_primary(&mut self, _bytes: usize) {}
     /// Everything received from the standby so far was handed to the primary's side.
     fn delivered_to_primary(&mut self) {}
 }
@@ -74,6 +80,7 @@ pub struct Relay<S, P, O> {
     down: Pump,
     up: Pump,
     drain: Option<Pin<Box<Sleep>>>,
+    turn: Option<Pin<Box<Sleep>>>,
     traffic: Traffic,
 }
 
@@ -99,22 +106,43 @@ where
             down: Pump::preloaded(received),
             up: Pump::default(),
             drain: None,
+            turn: None,
             traffic,
         };
         relay.tap.primary_said(received, |sighting| relay.observer.saw(sighting))?;
         Ok(relay)
     }
 
+    /// Nothing of the primary's is under way, and what it says next may wait.
+    fn waits_its_turn(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.down.is_idle() {
+            return false;
+        }
+        let Some(until) = self.observer.waits_until() else { return false };
+        let turn = self.turn.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        if turn.deadline() != until {
+            turn.as_mut().reset(until);
+        }
+        turn.as_mut().poll(cx).is_pending()
+    }
+
     fn round(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let waits = self.waits_its_turn(cx);
         let Relay { standby, primary, observer, tap, down, up, traffic, .. } = self;
         let mut began = false;
-        let downward: Step = down.step(cx, primary, standby, |bytes| {
-            tap.primary_said(bytes, |sighting| {
-                began |= sighting == Sighting::CopyBothBegan;
-                observer.saw(sighting);
+        let mut downward = Step::default();
+        if !waits {
+            downward = down.step(cx, primary, standby, |bytes| {
+                tap.primary_said(bytes, |sighting| {
+                    began |= sighting == Sighting::CopyBothBegan;
+                    observer.saw(sighting);
+                })?;
+                Ok(Pass::Forward)
             })?;
-            Ok(Pass::Forward)
-        })?;
+        }
+        if downward.read > 0 {
+            observer.took_from_primary(downward.read);
+        }
         if began && observer.asks_for_keepalive() && tap.is_between_messages_of_standby() {
             up.inject(&KEEPALIVE_REQUEST);
         }

@@ -2,10 +2,12 @@
 
 use super::relay::Observe;
 use super::tap::Sighting;
-use quorate_model::Lsn;
+use super::turns::{Lead, Turns};
+use quorate_model::{Lsn, ReplicaId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// What a replica acknowledged to its primary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,8 +19,11 @@ pub struct Flush {
 }
 
 /// One standby in one reign. Written on the path of every commit: atomics only, and nobody is woken unless somebody waits.
-#[derive(Default)]
 pub struct Standby {
+    replica: ReplicaId,
+    lead: Arc<Lead>,
+    /// One of several voters of which a commit waits for one.
+    takes_turns: AtomicBool,
     flushed: AtomicU64,
     streams: AtomicU32,
     waiters: AtomicU32,
@@ -27,6 +32,31 @@ pub struct Standby {
 }
 
 impl Standby {
+    pub fn new(replica: ReplicaId, lead: Arc<Lead>, takes_turns: bool) -> Standby {
+        Standby {
+            replica,
+            lead,
+            takes_turns: AtomicBool::new(takes_turns),
+            flushed: AtomicU64::default(),
+            streams: AtomicU32::default(),
+            waiters: AtomicU32::default(),
+            retired: AtomicBool::default(),
+            changed: Notify::default(),
+        }
+    }
+
+    pub fn take_turns(&self, takes_turns: bool) {
+        self.takes_turns.store(takes_turns, Ordering::Relaxed);
+        if !takes_turns {
+            self.lead.gone(self.replica);
+        }
+    }
+
+    /// Another one is first to acknowledge, and this one may wait.
+    fn may_wait(&self) -> bool {
+        self.takes_turns.load(Ordering::Relaxed) && self.lead.is_another(self.replica)
+    }
+
     pub fn flush(&self) -> Flush {
         Flush {
             lsn: Lsn(self.flushed.load(Ordering::SeqCst)),
@@ -59,6 +89,9 @@ impl Standby {
     }
 
     fn record(&self, flush: Lsn) {
+        if self.takes_turns.load(Ordering::Relaxed) {
+            self.lead.acknowledged(self.replica, flush, Instant::now());
+        }
         self.flushed.fetch_max(flush.0, Ordering::SeqCst);
         if self.waiters.load(Ordering::SeqCst) > 0 {
             self.changed.notify_waiters();
@@ -80,18 +113,22 @@ pub struct Sentry {
     /// Seen, and not yet handed on.
     pending: Option<Lsn>,
     streaming: bool,
+    turns: Turns,
 }
 
 impl Sentry {
     pub fn new(standby: Option<Arc<Standby>>) -> Sentry {
-        Sentry { standby, pending: None, streaming: false }
+        Sentry { standby, pending: None, streaming: false, turns: Turns::default() }
     }
 
     fn set_streaming(&mut self, streaming: bool) {
         let Some(standby) = &self.standby else { return };
         match (self.streaming, streaming) {
             (false, true) => drop(standby.streams.fetch_add(1, Ordering::SeqCst)),
-            (true, false) => drop(standby.streams.fetch_sub(1, Ordering::SeqCst)),
+            (true, false) => {
+                standby.streams.fetch_sub(1, Ordering::SeqCst);
+                standby.lead.gone(standby.replica);
+            }
             _ => {}
         }
         self.streaming = streaming;
@@ -104,7 +141,11 @@ impl Observe for Sentry {
             Sighting::CopyBothBegan => self.set_streaming(true),
             Sighting::CopyBothEnded => self.set_streaming(false),
             Sighting::Flushed { flush } => self.pending = Some(flush),
-            Sighting::Heard { .. } => {}
+            Sighting::Heard { end } => {
+                if let Some(standby) = &self.standby {
+                    standby.lead.fed(standby.replica, end, Instant::now());
+                }
+            }
         }
     }
 
@@ -112,6 +153,15 @@ impl Observe for Sentry {
         self.standby.is_some()
     }
 
+    fn waits_until(&self) -> Option<Instant> {
+        let standby = self.standby.as_ref().filter(|standby| self.streaming && standby.may_wait())?;
+        self.turns.until(&standby.lead, Instant::now())
+    }
+    fn took_from_primary(&mut self, bytes: usize) {
+        if self.streaming {
+            self.turns.fed(bytes, Instant::now());
+        }
+    }
     fn delivered_to_primary(&mut self) {
         if let (Some(standby), Some(flush)) = (&self.standby, self.pending.take()) {
             standby.record(flush);
@@ -134,7 +184,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_flush_counts_when_it_was_handed_on_and_wakes_who_waits() {
-        let standby = Arc::new(Standby::default());
+        let standby = Arc::new(Standby::new(ReplicaId(2), Arc::default(), false));
         let waiting = tokio::spawn({
             let standby = standby.clone();
             async move { standby.reached(Lsn(10)).await }
@@ -152,7 +202,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_retired_standby_is_not_waited_for() {
-        let standby = Standby::default();
+        let standby = Standby::new(ReplicaId(2), Arc::default(), false);
         standby.record(Lsn(100));
         standby.retire();
         assert!(!standby.reached(Lsn(1)).await, "a flush of a former reign says nothing");

@@ -10,6 +10,7 @@ use super::primary::serve_primary;
 use super::relay::Relay;
 use super::sentry::{Flush, Sentry, Standby};
 use super::telemetry::{self, Side};
+use super::turns::Lead;
 use async_trait::async_trait;
 use bytes::Bytes;
 use quorate_model::{DatabaseId, Epoch, Lsn, NodeId, ReplicaId};
@@ -43,6 +44,10 @@ struct Served {
     rewinders: BTreeSet<ReplicaId>,
     /// Of the current reign only: a flush of a former one says nothing.
     standbys: BTreeMap<ReplicaId, Arc<Standby>>,
+    /// Of the current reign only.
+    lead: Arc<Lead>,
+    /// Of these a commit waits for one: those that are not the first to acknowledge may wait for their turns.
+    in_turn: BTreeSet<ReplicaId>,
     streams: BTreeMap<u64, Stream>,
     serial: u64,
 }
@@ -94,6 +99,10 @@ impl Upstreams {
         served.cut(database, |s| !goes_on || !admission.allowed.contains(&s.replica));
         served.forget_standbys(|replica| !goes_on || !admission.allowed.contains(&replica));
         served.rewinders.retain(|replica| goes_on && admission.allowed.contains(replica));
+        if !goes_on {
+            served.lead = Arc::default();
+            served.in_turn.clear();
+        }
         served.admission = Some(admission);
         tracing::info!(%database, replica = %primary, epoch = %epoch.reign(), "tunnels admitted");
     }
@@ -108,6 +117,17 @@ impl Upstreams {
         if rewinders != served.rewinders {
             served.cut(database, |s| s.purpose == Purpose::Rewind && !rewinders.contains(&s.replica));
             served.rewinders = rewinders;
+        }
+    }
+
+    /// These are the voters, and a commit waits for one of them: the others may be fed in turns (see `turns`). Of
+    /// nobody, where a commit may need more.
+    pub fn feed_in_turn(&self, database: DatabaseId, voters: &BTreeSet<ReplicaId>) {
+        let mut served = locked(&self.served);
+        let Some(served) = served.get_mut(&database).filter(|s| s.in_turn != *voters) else { return };
+        served.in_turn.clone_from(voters);
+        for (replica, standby) in &served.standbys {
+            standby.take_turns(voters.contains(replica));
         }
     }
 
@@ -242,7 +262,8 @@ impl Served {
     }
 
     fn standby(&mut self, replica: ReplicaId) -> Arc<Standby> {
-        self.standbys.entry(replica).or_default().clone()
+        let new = || Arc::new(Standby::new(replica, self.lead.clone(), self.in_turn.contains(&replica)));
+        self.standbys.entry(replica).or_insert_with(new).clone()
     }
 
     /// Cuts the streams that are meant. Under the lock, so that whoever comes next finds them cut, not only gone.
