@@ -53,10 +53,10 @@ impl ReadAhead {
         let bytes = wanted.remaining().min(self.end - self.start);
         wanted.put_slice(&buffer[self.start..self.start + bytes]);
         self.start += bytes;
-        if self.start == self.end {
-            if let Some(buffer) = self.buffer.take() {
-                give_back(buffer);
-            }
+        if self.start == self.end
+            && let Some(buffer) = self.buffer.take()
+        {
+            give_back(buffer);
         }
     }
 }
