@@ -16,6 +16,8 @@ pub struct Database {
     pub phase: Phase,
     /// The configuration in force, or being brought into force.
     pub current: Configuration,
+    /// The reign since which its primary has been the primary, or the only candidate, without another between.
+    pub primary_since: Epoch,
     /// Configurations that a fence set must cover besides `current` (R3): set in Joint, Electing, Promoting and
     /// QuorumLost, empty in Stable. More than one, when an election interrupted a change before its barrier.
     pub previous: Vec<Configuration>,

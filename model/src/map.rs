@@ -213,6 +213,7 @@ impl PartitionMap {
             epoch: Epoch::new(0, 1, 0),
             phase: Phase::Creating,
             current: Configuration::new(primary, voters, 1),
+            primary_since: Epoch::new(0, 1, 0),
             previous: Vec::new(),
             copies: replicas.len() as u32,
             replicas: replicas.into_iter().collect(),

@@ -79,6 +79,9 @@ impl Database {
                     return Err(Refusal::Unsafe("an election keeps at least two copies (I9)".to_owned()));
                 }
                 let former = std::mem::replace(&mut self.current, current);
+                if former.primary != self.current.primary {
+                    self.primary_since = self.epoch.reign();
+                }
                 if former != self.current && !self.previous.contains(&former) {
                     self.previous.push(former);
                 }
@@ -108,6 +111,9 @@ impl Database {
                         ReplicaState::Quarantined;
                 }
                 self.epoch = self.epoch.next_data_loss();
+                if self.current.primary != survivor {
+                    self.primary_since = self.epoch.reign();
+                }
                 self.current = Configuration::lone(survivor);
                 self.previous.clear();
                 self.phase = Phase::Electing { coordinator };

@@ -7,7 +7,7 @@ use crate::pg::host::Registry;
 use crate::pg::server::{NoResult, Placed};
 use crate::pg::wal::KEYS;
 use crate::scene::{Conditions, Plant};
-use quorate_model::{DatabaseId, Epoch, GateReport, NodeId, PartitionMap};
+use quorate_model::{DatabaseId, Epoch, GateReport, NodeId, PartitionMap, ReplicaId};
 use quorate_proxy::{Gates, Pass, Slot};
 use quorate_transport::{CallError, Fault, Handler, PeerNetwork, Service, decode, encode};
 use serde::{Deserialize, Serialize};
@@ -118,7 +118,12 @@ impl Door {
             return Told::Refused;
         };
         let replica = server.replica;
-        let egress = |key| Egress { database: ask.database, replica, reign: reign_of(&gate, reign), key };
+        let egress = |key| Egress {
+            database: ask.database,
+            replica,
+            reign: self.reign_of(&gate, replica, reign),
+            key,
+        };
         match ask.statement {
             Statement::Write { key, serial } => match server.commit(key, serial).await {
                 Ok(placed) if self.leave(&mut pass).await => {
@@ -141,6 +146,15 @@ impl Door {
         }
     }
 
+    /// The reign in which a gate is open now; while it is held, the last one in which it was: a session that was held
+    /// may have begun in an earlier one.
+    fn reign_of(&self, gate: &quorate_proxy::Gate, replica: ReplicaId, entered: Epoch) -> Epoch {
+        match gate.report() {
+            GateReport::Open(epoch) => epoch,
+            GateReport::Closed | GateReport::Held => entered.max(self.oracle.opened_by(replica)),
+        }
+    }
+
     /// Waits until the result may leave. False when the session was ended first.
     async fn leave(&self, pass: &mut Pass) -> bool {
         loop {
@@ -156,14 +170,6 @@ impl Door {
             }
             sleep(Duration::from_millis(1)).await;
         }
-    }
-}
-
-/// The reign in which a gate is open now; while it is held, the last one known.
-fn reign_of(gate: &quorate_proxy::Gate, last: Epoch) -> Epoch {
-    match gate.report() {
-        GateReport::Open(epoch) => epoch,
-        GateReport::Closed | GateReport::Held => last,
     }
 }
 

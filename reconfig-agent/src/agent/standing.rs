@@ -497,6 +497,7 @@ mod tests {
             epoch: epoch(2),
             phase,
             current: quorate_model::Configuration::new(primary, [voter], 1),
+            primary_since: epoch(1),
             previous: Vec::new(),
             replicas: BTreeMap::new(),
             lineage: Vec::new(),

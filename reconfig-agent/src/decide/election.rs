@@ -148,6 +148,7 @@ mod tests {
             epoch: Epoch::new(0, 2, 0),
             phase: Phase::Electing { coordinator: NodeId(1) },
             current: Configuration::new(ReplicaId(1), [ReplicaId(2), ReplicaId(3)], 1),
+            primary_since: Epoch::new(0, 1, 0),
             previous: vec![],
             replicas: (1..=4)
                 .map(|i| (ReplicaId(i), Replica { node: NodeId(i), state: ReplicaState::Up }))

@@ -327,6 +327,10 @@ fn move_replica(
         if built != database.current.primary {
             voters.insert(built);
         }
+        // The primary would be alone: another copy is made a voter first.
+        if voters.is_empty() {
+            return None;
+        }
         return Some(vec![advance(operation, Step::Exchanging, joined(database, voters), Note::Nothing)]);
     }
     at(Some(operation), Step::Copying { ready: 0, of: 1 }).map(|act| vec![act])

@@ -162,7 +162,8 @@ pub fn promoting(view: &View<'_>, database: &Database, progress: &Progress) -> V
     let lineage = lineage(database, promoted);
     let mut acts: Vec<Act> = database
         .copies()
-        .filter(|r| *r != candidate && !progress.attached.contains(r) && !progress.divergent.contains(r))
+        .filter(|r| *r != candidate && !progress.divergent.contains(r))
+        .filter(|r| progress.attached.get(r).is_none_or(|at| fell_off(view, database, *r, *at)))
         // Whoever did not answer the fence is attached too: the order is a promise as well, and nobody asks again.
         .filter(|r| progress.fences.contains_key(r) || view.health(database, *r) == Health::Well)
         .filter_map(|r| {
@@ -190,6 +191,15 @@ pub fn promoting(view: &View<'_>, database: &Database, progress: &Progress) -> V
     acts
 }
 
+/// Whether a replica that was attached follows no more: it was started again, and waits for another order.
+fn fell_off(view: &View<'_>, database: &Database, replica: ReplicaId, attached_ms: u64) -> bool {
+    view.reports.get(&replica).is_some_and(|heard| {
+        heard.at_ms > attached_ms + view.timers.settle
+            && heard.report.run == RunState::Running
+            && !heard.report.streaming.is_some_and(|reign| reign.same_reign(database.epoch))
+    })
+}
+
 /// No voter of the new configuration answers: the barrier waits for one of them to return, or for a learner that
 /// a further election can make a voter. Meanwhile such a learner is built.
 fn replace_placeholders(view: &View<'_>, database: &Database, progress: &Progress) -> Vec<Act> {
@@ -211,7 +221,9 @@ fn replace_placeholders(view: &View<'_>, database: &Database, progress: &Progres
     // One that is divergent, or is given up, becomes no voter in this reign: it is not waited for.
     let is_lost = |r: ReplicaId| {
         let run = view.report(r).map(|report| &report.run);
-        progress.divergent.contains(&r) || matches!(run, Some(RunState::Divergent | RunState::Failed(_)))
+        progress.divergent.contains(&r)
+            || database.is_barred(r)
+            || matches!(run, Some(RunState::Divergent | RunState::Failed(_)))
     };
     let building = learners.iter().any(|r| !is_lost(*r) && !is_down(view, database, *r));
     if building || view.now_ms.saturating_sub(progress.entered_ms) < view.timers.replace_after {
@@ -278,6 +290,9 @@ fn uuid_of(database: &Database) -> uuid::Uuid {
 
 /// The new entry of the history, when a promotion made one: it starts where the new timeline's history left the
 /// timeline of the last recorded entry, whatever happened in elections between that were never recorded.
+///
+/// It bears the reign in which its primary was promoted, or the one since which nobody else was to be primary, if
+/// that is later: the log of whoever was elected between, and may have chosen the same timeline, is no part of it.
 pub fn lineage(database: &Database, promoted: &super::Promoted) -> Option<Lineage> {
     let last = database.lineage.last();
     if last.is_some_and(|l| l.epoch.reign() >= promoted.since) {
@@ -285,7 +300,8 @@ pub fn lineage(database: &Database, promoted: &super::Promoted) -> Option<Lineag
     }
     let left = last.and_then(|l| promoted.history.iter().find(|(t, _)| *t == l.timeline));
     let start_lsn = left.or(promoted.history.last()).map_or(promoted.lsn, |(_, lsn)| *lsn);
-    Some(Lineage { epoch: promoted.since, timeline: promoted.timeline, start_lsn, uuid: promoted.uuid })
+    let epoch = promoted.since.max(database.primary_since);
+    Some(Lineage { epoch, timeline: promoted.timeline, start_lsn, uuid: promoted.uuid })
 }
 
 /// Switching: the old primary stops at a transaction boundary, then a normal election finds everybody equal.

@@ -81,6 +81,7 @@ pub fn stable(view: &View<'_>, database: &Database, progress: &Progress) -> Vec<
     }
     let act = marks(view, database)
         .or_else(|| shrink(view, database))
+        .or_else(|| take_out_surplus(view, database))
         .or_else(|| admit_learner(view, database))
         .or_else(|| returning::rewind(view, database, progress))
         .or_else(|| forget_lost(view, database))
@@ -190,6 +191,17 @@ fn shrink(view: &View<'_>, database: &Database) -> Option<Act> {
     })?;
     let rest: BTreeSet<ReplicaId> = voters.iter().copied().filter(|r| r != dead).collect();
     (live && !rest.is_empty()).then(|| join(database, rest))
+}
+
+/// A voter more than wanted, as after a move whose old copy was lost meanwhile: the oldest is taken out.
+fn take_out_surplus(view: &View<'_>, database: &Database) -> Option<Act> {
+    let wanted = (database.copies as usize).saturating_sub(1).max(1);
+    let voters = &database.current.voters;
+    let is_surplus = voters.len() > wanted
+        && operate::running(view, database).is_none()
+        && voters.iter().all(|r| view.is_ready(database, *r));
+    let oldest = voters.first().filter(|_| is_surplus)?;
+    Some(join(database, voters.iter().copied().filter(|r| r != oldest).collect()))
 }
 
 /// A learner that keeps up becomes a voter; with only a dead voter left, it takes that one's place.

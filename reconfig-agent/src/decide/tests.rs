@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use quorate_model::position::{Relation, relate};
 use quorate_model::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -797,4 +798,84 @@ fn where_every_node_holds_a_copy_a_lost_one_makes_room() {
         })
         .collect();
     assert_eq!(dropped, [learner], "what counted before the election is kept: {acts:?}");
+}
+
+#[test]
+fn the_history_of_a_primary_begins_after_whoever_was_to_be_primary_between() {
+    let mut world = World::new(4);
+    let d = world.db().clone();
+    let (first, coordinator) = (d.current.primary, world.me);
+    let (one, other) = (*d.current.voters.first().unwrap(), *d.current.voters.last().unwrap());
+    let mut elect = |primary, voter| {
+        let d = world.db().clone();
+        world.apply(&d, Change::Elect { coordinator });
+        let d = world.db().clone();
+        let current = Configuration { primary, voters: BTreeSet::from([voter]), k: 1 };
+        world.apply(&d, Change::Promote { coordinator, current });
+        world.db().clone()
+    };
+    let entry = |d: &Database, since: Epoch| {
+        let promoted = Promoted {
+            promoted: false,
+            since,
+            timeline: Timeline(2),
+            history: vec![(Timeline(1), Lsn(50))],
+            lsn: Lsn(50),
+            uuid: uuid::Uuid::nil(),
+        };
+        reconfigure::lineage(d, &promoted).unwrap()
+    };
+    let d2 = elect(one, first);
+    let d3 = elect(one, other);
+    assert_eq!(
+        entry(&d3, d2.epoch).epoch,
+        d2.epoch,
+        "elected again, with nobody between: who follows it may go on"
+    );
+    let d4 = elect(other, first);
+    let d5 = elect(one, first);
+    let mut history = d5.lineage.clone();
+    history.push(entry(&d5, d2.epoch));
+    assert_eq!(history.last().unwrap().epoch, d5.epoch);
+    // It chose the same timeline as the promotion of `one`, which it never followed.
+    let between = Position { epoch: d4.epoch, lsn: Lsn(60), timeline: Timeline(2) };
+    assert_eq!(relate(&history, &between), Relation::Divergent);
+}
+
+#[test]
+fn a_voter_too_many_is_taken_out() {
+    let mut world = World::new(4);
+    world.run_until("whole", World::is_whole);
+    let d = world.db().clone();
+    world.apply(&d, Change::AllocateReplica { node: NodeId(4) });
+    let extra = world.db().learners().next().unwrap();
+    let (d, fake) = (world.db().clone(), world.replicas[d.current.voters.first().unwrap()].clone());
+    world.replicas.insert(extra, fake);
+    let mut current = d.current.clone();
+    current.voters.insert(extra);
+    world.apply(&d, Change::Join { current });
+    world.run_until("three voters", |w| w.db().phase == Phase::Stable && w.db().current.voters.len() == 3);
+    world.run_until("whole again", |w| w.is_whole() && w.db().replicas.len() == 3);
+    assert!(world.db().current.voters.contains(&extra), "the oldest goes");
+}
+
+#[test]
+fn whoever_fell_off_during_a_promotion_is_attached_again() {
+    let mut world = World::new(4);
+    let (d, mut progress) = alone_among_the_divergent(&mut world);
+    let voter = *d.current.voters.first().unwrap();
+    progress.divergent.clear();
+    let fake = world.replicas.get_mut(&voter).unwrap();
+    (fake.run, fake.follows) = (RunState::Running, Some(d.epoch));
+    progress.attached.insert(voter, world.now - world.timers.settle - 1);
+    let attaches = |world: &mut World| {
+        let reports = world.reports();
+        let acts = next(&world.view(&reports), &d, &progress);
+        acts.iter().any(
+            |act| matches!(act, Act::Order(o) if o.replica == voter && matches!(o.what, What::Attach { .. })),
+        )
+    };
+    assert!(!attaches(&mut world), "it follows");
+    world.replicas.get_mut(&voter).unwrap().follows = None;
+    assert!(attaches(&mut world), "it was started again");
 }

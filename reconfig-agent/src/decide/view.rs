@@ -163,7 +163,8 @@ pub struct Progress {
     pub fences: BTreeMap<ReplicaId, Fenced>,
     pub covered_ms: Option<u64>,
     pub promoted: Option<Promoted>,
-    pub attached: BTreeSet<ReplicaId>,
+    /// Who follows, and when it was told to, milliseconds.
+    pub attached: BTreeMap<ReplicaId, u64>,
     pub divergent: BTreeSet<ReplicaId>,
     pub barrier: Option<(Epoch, Lsn)>,
     /// The old primary's lease has run out by then.
@@ -249,7 +250,7 @@ impl Progress {
             }
             (OrderKind::Promote, Reply::Promoted(promoted)) => self.promoted = Some(promoted),
             (OrderKind::Attach, _) => {
-                self.attached.insert(replica);
+                self.attached.insert(replica, now_ms);
             }
             (OrderKind::Barrier, Reply::Passed { lsn }) => self.barrier = Some((epoch, lsn)),
             (OrderKind::Open, _) => self.opened = true,

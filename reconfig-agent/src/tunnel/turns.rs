@@ -182,7 +182,9 @@ mod tests {
 
     #[test]
     fn nobody_waits_behind_one_that_is_late() {
-        let (mut turns, lead, begin) = (Turns::default(), Lead::default(), Instant::now());
+        let (mut turns, lead) = (Turns::default(), Lead::default());
+        // Whole microseconds after it, as it counts.
+        let begin = lead.epoch + Duration::from_millis(1);
         let at = |ms| begin + Duration::from_millis(ms);
         lead.acknowledged(A, Lsn(10), begin);
         turns.fed(100, begin);

@@ -82,6 +82,7 @@ fn record() -> Database {
         epoch: NEW_REIGN,
         phase: Phase::Promoting { coordinator: COORDINATOR },
         current: Configuration::new(NEW, [OTHER], 1),
+        primary_since: NEW_REIGN,
         previous: vec![Configuration::new(OLD, voters, 1)],
         replicas: [OLD, NEW, OTHER]
             .map(|r| (r, Replica { node: NodeId(r.0), state: ReplicaState::Up }))
@@ -152,7 +153,7 @@ impl Leases {
                     lsn: Lsn(2),
                     uuid: uuid::Uuid::nil(),
                 }),
-                attached: [OTHER].into(),
+                attached: [(OTHER, 0)].into(),
                 barrier: Some((NEW_REIGN, Lsn(3))),
                 ..Progress::new(NEW_REIGN)
             },

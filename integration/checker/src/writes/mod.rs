@@ -153,6 +153,7 @@ impl Writes {
             epoch: Epoch::new(0, 1, 0),
             phase: Phase::Stable,
             current: Configuration::new(FIRST, voters, 1),
+            primary_since: Epoch::new(0, 1, 0),
             previous: Vec::new(),
             replicas: (1..=self.bounds.replicas()).map(replica).collect(),
             lineage: vec![Lineage {

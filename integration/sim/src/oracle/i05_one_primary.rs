@@ -23,20 +23,22 @@ pub fn promise(replica: ReplicaId, former: Option<Epoch>, epoch: Epoch) -> Resul
     }
 }
 
+/// A gate opened. One that opens late, in a reign that is over, breaks nothing by itself: without a lease nothing leaves
+/// it (I2), and without its voters nothing is acknowledged. No gate goes back to a reign before its own last.
 pub fn opened(
     opened: &mut BTreeMap<Epoch, ReplicaId>,
     database: DatabaseId,
     replica: ReplicaId,
     reign: Epoch,
 ) -> Result<(), String> {
-    let newest = opened.last_key_value().map(|(epoch, by)| (*epoch, *by));
+    let own = opened.iter().rfind(|(_, by)| **by == replica).map(|(epoch, _)| *epoch);
     let first = *opened.entry(reign).or_insert(replica);
     if first != replica {
         return Err(format!("I5: {database}: both {first} and {replica} opened in reign {reign}"));
     }
-    match newest {
-        Some((newest, by)) if newest > reign => Err(format!(
-            "I5: {database}: {replica} opened in reign {reign} after {by} had opened in reign {newest}"
+    match own {
+        Some(own) if own > reign => Err(format!(
+            "I5: {database}: {replica} opened in reign {reign} after it had opened in reign {own}"
         )),
         _ => Ok(()),
     }

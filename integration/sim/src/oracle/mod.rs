@@ -180,6 +180,13 @@ impl Oracle {
         self.inner().emptied.remove(&replica);
     }
 
+    /// The last reign in which this replica's gate was open.
+    pub fn opened_by(&self, replica: ReplicaId) -> Epoch {
+        let inner = self.inner();
+        let of = |book: &Book| book.opened.iter().rfind(|(_, by)| **by == replica).map(|(epoch, _)| *epoch);
+        inner.books.values().filter_map(of).max().unwrap_or_default()
+    }
+
     pub fn epoch_row_flushed(&self, database: DatabaseId, replica: ReplicaId, epoch: Epoch) {
         let mut inner = self.inner();
         let row = inner.book(database).rows.entry(replica).or_default();

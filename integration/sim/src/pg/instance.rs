@@ -141,6 +141,9 @@ impl SimInstance {
         );
         server.set_names(names);
         server.set_role(role);
+        // What was written before a crash, and kept, was flushed by nobody.
+        let row = wal::epoch_of(&self.disk.content().records);
+        around.oracle.epoch_row_flushed(self.database, self.replica, row);
         let run = Run {
             server: server.clone(),
             pid: around.conditions.pid(),

@@ -243,6 +243,9 @@ fn a_move_whose_copy_became_the_primary_ends() {
             if !current.voters.contains(&from) && !current.voters.contains(&built))
     };
     assert!(exchanged.iter().any(leaves), "{exchanged:?}");
+    let mut alone = d.clone();
+    alone.current.voters = BTreeSet::from([from]);
+    assert_eq!(acts(&alone), [], "its upkeep finds another voter first");
     // A copy was lost: the one that was to be replaced is needed.
     d.replicas.remove(&lost);
     let ended = acts(&d);

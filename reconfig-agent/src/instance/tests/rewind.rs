@@ -122,6 +122,19 @@ async fn a_divergent_copy_is_rewound_and_follows() {
     assert_eq!(parted.former.promote().await.unwrap().timeline, Timeline(3));
 }
 
+/// The process of an instance that writes its checkpoints.
+fn checkpointer_of(instance: &Instance) -> i32 {
+    let postmaster = instance.process().borrow().pid().unwrap();
+    let children = format!("/proc/{postmaster}/task/{postmaster}/children");
+    let children = std::fs::read_to_string(children).unwrap();
+    let is_checkpointer = |pid: &&str| {
+        std::fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|name| name.starts_with(b"postgres: checkpointer"))
+    };
+    let pid = children.split_whitespace().find(is_checkpointer);
+    pid.expect("every instance has a checkpointer").parse().unwrap()
+}
+
 /// pg_rewind takes the source's timeline from its control file. Right after a promotion that is the old one, and it
 /// finds nothing to do: without the check the copy would start with its divergent log.
 #[tokio::test(flavor = "multi_thread")]
@@ -129,9 +142,12 @@ async fn the_source_writes_a_checkpoint_first() {
     let (world, former, primary) = Parted::apart().await;
     stop(&former).await;
     let relay = Relay::open(&former, &primary);
+    // PostgreSQL writes a checkpoint of its own accord, some time: not before the first try.
+    let checkpointer = Pid::from_raw(checkpointer_of(&primary)).unwrap();
+    kill_process(checkpointer, Signal::STOP).unwrap();
     let fork = primary.promote().await.unwrap().lsn;
-    // At once: PostgreSQL writes a checkpoint of its own accord, some time.
     let early = former.rewind(&former.paths().tunnel).await;
+    kill_process(checkpointer, Signal::CONT).unwrap();
     assert!(matches!(early, Err(InstanceError::SourceNotReady(_))), "{early:?}");
     assert_eq!(former.distrust(), None, "nothing was touched");
     relay.cut();
