@@ -194,7 +194,7 @@ impl Agent {
     }
 
     async fn bring_up(&self, replica: &Arc<Replica>, database: &Database) -> Result<Next, Failed> {
-        if replica.is_failed() {
+        if !replica.state().may_be_started(database) {
             return Ok(Next::Look);
         }
         if let Some(reason) = replica.instance.distrust() {

@@ -117,10 +117,6 @@ impl Replica {
         self.state().run = run;
     }
 
-    pub fn is_failed(&self) -> bool {
-        self.state().is_failed()
-    }
-
     /// Slots for these replicas and no others, on a standby too: a promotion then finds them there.
     pub async fn arrange_slots(
         &self,

@@ -300,6 +300,16 @@ impl Standing {
         }
     }
 
+    /// Whether an instance that ended is to be started. One that is divergent waits for its rewind; while a primary is
+    /// being found, though, its word may be what is missing for a cover. Whether it may follow is checked anew.
+    pub fn may_be_started(&self, record: &Database) -> bool {
+        let searching = matches!(
+            record.phase,
+            Phase::Electing { .. } | Phase::Promoting { .. } | Phase::QuorumLost { .. }
+        );
+        !self.is_failed() || (self.run == RunState::Divergent && searching)
+    }
+
     pub fn is_failed(&self) -> bool {
         matches!(self.run, RunState::Failed(_) | RunState::Divergent)
     }
@@ -380,6 +390,25 @@ mod tests {
 
     fn epoch(primary: u64) -> Epoch {
         Epoch::new(0, primary, 0)
+    }
+
+    fn record_between(phase: Phase, primary: ReplicaId, voter: ReplicaId) -> Database {
+        Database {
+            id: quorate_model::DatabaseId(1),
+            server: quorate_model::ServerId(1),
+            name: "app".into(),
+            version: 1,
+            epoch: epoch(2),
+            phase,
+            current: quorate_model::Configuration::new(primary, [voter], 1),
+            primary_since: epoch(1),
+            previous: Vec::new(),
+            replicas: BTreeMap::new(),
+            lineage: Vec::new(),
+            operation: None,
+            copies: 3,
+            reads: Default::default(),
+        }
     }
 
     fn promise(standing: &mut Standing, to: Epoch) -> Result<(), Epoch> {
@@ -489,22 +518,7 @@ mod tests {
     fn who_led_rests_unless_it_is_needed() {
         let (me, other) = (ReplicaId(1), ReplicaId(2));
         let brief = Duration::from_millis(50);
-        let record = |phase: Phase, primary: ReplicaId, voter: ReplicaId| Database {
-            id: quorate_model::DatabaseId(1),
-            server: quorate_model::ServerId(1),
-            name: "app".into(),
-            version: 1,
-            epoch: epoch(2),
-            phase,
-            current: quorate_model::Configuration::new(primary, [voter], 1),
-            primary_since: epoch(1),
-            previous: Vec::new(),
-            replicas: BTreeMap::new(),
-            lineage: Vec::new(),
-            operation: None,
-            copies: 3,
-            reads: Default::default(),
-        };
+        let record = record_between;
         let standing = Standing::new(epoch(1), 0);
         let coordinator = NodeId(1);
         let stable = record(Phase::Stable, me, other);
@@ -517,5 +531,19 @@ mod tests {
         assert!(standing.may_rest(me, &record(promoting.clone(), other, ReplicaId(3)), SHORT_REST));
         assert!(!standing.may_rest(me, &record(promoting, other, me), brief), "a voter of its successor");
         assert!(!standing.may_rest(me, &record(Phase::Stable, other, ReplicaId(3)), brief));
+    }
+
+    #[test]
+    fn a_divergent_copy_is_started_while_a_primary_is_being_found() {
+        let me = ReplicaId(1);
+        let mut record = record_between(Phase::Stable, me, ReplicaId(2));
+        let mut standing = Standing::new(epoch(1), 0);
+        assert!(standing.may_be_started(&record));
+        standing.run = RunState::Divergent;
+        assert!(!standing.may_be_started(&record), "it is rewound");
+        record.phase = Phase::Electing { coordinator: NodeId(1) };
+        assert!(standing.may_be_started(&record));
+        standing.run = RunState::Failed("its data is gone".to_owned());
+        assert!(!standing.may_be_started(&record));
     }
 }

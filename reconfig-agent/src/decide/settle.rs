@@ -108,6 +108,13 @@ pub fn joint(view: &View<'_>, database: &Database, progress: &Progress) -> Vec<A
     if let Some(trigger) = primary_trouble(view, database, progress) {
         return vec![Act::Elect(trigger)];
     }
+    // Whoever was to vote is lost: the change cannot end, and only an election may go back on it (R3).
+    if !progress.passed_barrier_of(database.epoch)
+        && database.current.voters.iter().all(|r| is_lost_for_good(view, database, *r))
+    {
+        let reason = "every voter of the change under way is lost".to_owned();
+        return vec![Act::Elect(Trigger::new(reason, view.me, database.current.primary))];
+    }
     if !progress.passed_barrier_of(database.epoch) {
         return order(view, database, progress, database.current.primary, barrier(database))
             .into_iter()
@@ -227,6 +234,13 @@ fn admit_learner(view: &View<'_>, database: &Database) -> Option<Act> {
     }
     voters.insert(ready);
     Some(join(database, voters))
+}
+
+/// Its data is no copy any more, or it has been away for longer than a restart takes.
+fn is_lost_for_good(view: &View<'_>, database: &Database, replica: ReplicaId) -> bool {
+    let run = view.report(replica).map(|r| &r.run);
+    matches!(run, Some(RunState::Failed(_) | RunState::Divergent))
+        || (lost(view, database, replica) && view.unwell_for(database, replica) >= view.timers.replace_after)
 }
 
 fn lost(view: &View<'_>, database: &Database, replica: ReplicaId) -> bool {

@@ -879,3 +879,17 @@ fn whoever_fell_off_during_a_promotion_is_attached_again() {
     world.replicas.get_mut(&voter).unwrap().follows = None;
     assert!(attaches(&mut world), "it was started again");
 }
+
+#[test]
+fn a_change_whose_voters_are_lost_is_gone_back_on() {
+    let mut world = World::new(4);
+    world.run_until("whole", World::is_whole);
+    let d = world.db().clone();
+    let lost = *d.current.voters.first().unwrap();
+    let current = Configuration { voters: BTreeSet::from([lost]), ..d.current.clone() };
+    world.apply(&d, Change::Join { current });
+    world.replicas.get_mut(&lost).unwrap().run = RunState::Failed("its data directory is gone".to_owned());
+    world.run_until("open", |w| w.is_open() && w.db().phase == Phase::Stable);
+    assert!(!world.db().current.voters.contains(&lost));
+    world.run_until("whole again", World::is_whole);
+}
