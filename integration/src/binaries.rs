@@ -101,3 +101,10 @@ fn cache() -> Option<PathBuf> {
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
+
+/// This package's directory. Clones share what is compiled, so it is asked for when a test runs: the clone that compiled
+/// it may be gone.
+pub fn sources() -> PathBuf {
+    let given = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    given.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")))
+}

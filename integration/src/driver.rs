@@ -2,7 +2,6 @@
 
 use crate::binaries;
 use anyhow::{Context, ensure};
-use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -31,7 +30,7 @@ pub async fn psql(url: &str, input: &str, limit: Duration) -> anyhow::Result<Sai
 
 /// Runs one of `integration/drivers` and expects it to succeed.
 pub async fn python(script: &str, args: &[&str], limit: Duration) -> anyhow::Result<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("drivers").join(script);
+    let path = binaries::sources().join("drivers").join(script);
     let mut command = Command::new(binaries::python()?);
     command.arg(&path).args(args);
     let said = run(command, "", limit).await?;

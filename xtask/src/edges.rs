@@ -48,9 +48,12 @@ pub struct Edge {
 /// The edges that Cargo sees, dev- and build-dependencies included.
 pub fn of_workspace() -> anyhow::Result<Vec<Edge>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    // Clones share what is compiled: the one that compiled it may be gone.
+    let directory =
+        std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
+    let manifest = format!("{directory}/Cargo.toml");
     let output = Command::new(cargo)
-        .args(["metadata", "--no-deps", "--offline", "--format-version=1", "--manifest-path", manifest])
+        .args(["metadata", "--no-deps", "--offline", "--format-version=1", "--manifest-path", &manifest])
         .output()
         .context("running cargo metadata")?;
     ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));

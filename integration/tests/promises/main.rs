@@ -24,7 +24,7 @@ mod switchover;
 /// A file that nobody declares would be a promise that nobody tests.
 #[test]
 fn every_file_here_is_a_module() {
-    let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/promises");
+    let here = quorate_integration::binaries::sources().join("tests/promises");
     let declared = include_str!("main.rs");
     for entry in std::fs::read_dir(here).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
