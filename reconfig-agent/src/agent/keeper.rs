@@ -223,13 +223,21 @@ impl Agent {
         if matches!(replica.state().run, RunState::Stopped(_)) {
             self.push_now().await;
         }
+        let divergent = replica.state().run == RunState::Divergent;
         replica.set_run(RunState::Starting);
         self.0.changed.notify_one();
         if let Err(error) = replica.instance.start().await {
+            if divergent {
+                replica.set_run(RunState::Divergent);
+            }
             return self.did_not_start(replica, database, error);
         }
         replica.failed_starts.store(0, Ordering::Relaxed);
-        replica.state().started();
+        if divergent {
+            replica.state().started_divergent();
+        } else {
+            replica.state().started();
+        }
         self.0.changed.notify_one();
         replica.wake.notify_one();
         Ok(Next::Look)

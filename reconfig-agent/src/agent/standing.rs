@@ -187,6 +187,9 @@ impl Standing {
     /// The log was found to be a prefix: follows in that reign from now on. True the first time.
     pub fn follow(&mut self, replica: ReplicaId, reign: Epoch) -> Result<bool, Failure> {
         self.obeys(replica, reign)?;
+        if self.run == RunState::Divergent {
+            self.run = RunState::Running;
+        }
         Ok(self.validated.replace(reign) != Some(reign))
     }
 
@@ -260,6 +263,13 @@ impl Standing {
         self.role = InstanceRole::Standby;
         self.run = RunState::Running;
         self.validated = None;
+    }
+
+    /// One that is divergent was started, to say where its log ends. It stays divergent, and so votes under nobody, until
+    /// its log is found to be a prefix.
+    pub fn started_divergent(&mut self) {
+        self.started();
+        self.run = RunState::Divergent;
     }
 
     /// The instance was made anew as the first primary of its database.
@@ -543,6 +553,12 @@ mod tests {
         assert!(!standing.may_be_started(&record), "it is rewound");
         record.phase = Phase::Electing { coordinator: NodeId(1) };
         assert!(standing.may_be_started(&record));
+        standing.started_divergent();
+        assert_eq!((standing.role, &standing.run), (InstanceRole::Standby, &RunState::Divergent));
+        assert!(standing.needs_check(epoch(2)), "whether it may follow is checked anew");
+        promise(&mut standing, epoch(2)).unwrap();
+        assert!(standing.follow(me, epoch(2)).unwrap());
+        assert_eq!(standing.run, RunState::Running, "its log is a prefix of this history");
         standing.run = RunState::Failed("its data is gone".to_owned());
         assert!(!standing.may_be_started(&record));
     }

@@ -219,12 +219,8 @@ fn replace_placeholders(view: &View<'_>, database: &Database, progress: &Progres
         ))];
     }
     // One that is divergent, or is given up, becomes no voter in this reign: it is not waited for.
-    let is_lost = |r: ReplicaId| {
-        let run = view.report(r).map(|report| &report.run);
-        progress.divergent.contains(&r)
-            || database.is_barred(r)
-            || matches!(run, Some(RunState::Divergent | RunState::Failed(_)))
-    };
+    let is_lost =
+        |r: ReplicaId| progress.divergent.contains(&r) || database.is_barred(r) || view.is_no_copy(r);
     let building = learners.iter().any(|r| !is_lost(*r) && !is_down(view, database, *r));
     if building || view.now_ms.saturating_sub(progress.entered_ms) < view.timers.replace_after {
         return Vec::new();
@@ -239,7 +235,7 @@ fn drop_lost(replica: ReplicaId) -> Act {
         change: Change::DropReplica { replica },
         note: Note::Event {
             kind: EventKind::ReplicaLost,
-            reason: format!("{replica} holds what the history does not; it makes room for a copy"),
+            reason: format!("{replica} cannot follow this primary; it makes room for a copy that can"),
             from: Some(replica),
             to: None,
         },

@@ -238,8 +238,7 @@ fn admit_learner(view: &View<'_>, database: &Database) -> Option<Act> {
 
 /// Its data is no copy any more, or it has been away for longer than a restart takes.
 fn is_lost_for_good(view: &View<'_>, database: &Database, replica: ReplicaId) -> bool {
-    let run = view.report(replica).map(|r| &r.run);
-    matches!(run, Some(RunState::Failed(_) | RunState::Divergent))
+    view.is_no_copy(replica)
         || (lost(view, database, replica) && view.unwell_for(database, replica) >= view.timers.replace_after)
 }
 

@@ -100,6 +100,11 @@ impl View<'_> {
         self.now_ms.saturating_sub(since.max(self.leading_since_ms))
     }
 
+    /// Whether its own node says that it is no copy of the database any more: its data is lost, or left the history.
+    pub fn is_no_copy(&self, replica: ReplicaId) -> bool {
+        matches!(self.report(replica).map(|r| &r.run), Some(RunState::Failed(_) | RunState::Divergent))
+    }
+
     /// Whether a secondary follows the primary of this reign closely enough to vote.
     pub fn is_ready(&self, database: &Database, replica: ReplicaId) -> bool {
         self.health(database, replica) == Health::Well
@@ -163,7 +168,7 @@ pub struct Progress {
     pub fences: BTreeMap<ReplicaId, Fenced>,
     pub covered_ms: Option<u64>,
     pub promoted: Option<Promoted>,
-    /// Who follows, and when it was told to, milliseconds.
+    /// Who was attached, and when, milliseconds.
     pub attached: BTreeMap<ReplicaId, u64>,
     pub divergent: BTreeSet<ReplicaId>,
     pub barrier: Option<(Epoch, Lsn)>,

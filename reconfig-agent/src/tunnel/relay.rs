@@ -1,8 +1,9 @@
 //! A connection on its way: both directions between a standby's side and a primary's side, in one task.
 //!
-//! This is in the path of every commit, so: no timer (but for a standby that no commit waits for, see `turns`), no channel and no lock a frame, both directions polled in the same
-//! task, bytes written from where they were read, only heads of messages looked at. Replication has no half-open
-//! connections: when one side ends, what it said is delivered and the relay ends.
+//! This is in the path of every commit, so: no channel and no lock a frame, both directions polled in the same task, bytes
+//! written from where they were read, only heads of messages looked at. No timer either, but for a standby that no
+//! commit waits for (see `turns`). Replication has no half-open connections: when one side ends, what it said is
+//! delivered and the relay ends.
 //!
 //! Room for later: a rate limit, or a position beyond which a learner is held back, would make [`Relay`] stop reading
 //! from the primary's side until it is lifted; the [`Observe`]r sees every position that such a rule needs.

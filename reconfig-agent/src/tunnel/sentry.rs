@@ -52,9 +52,13 @@ impl Standby {
         }
     }
 
+    fn takes_turns(&self) -> bool {
+        self.takes_turns.load(Ordering::Relaxed)
+    }
+
     /// Another one is first to acknowledge, and this one may wait.
     fn may_wait(&self) -> bool {
-        self.takes_turns.load(Ordering::Relaxed) && self.lead.is_another(self.replica)
+        self.takes_turns() && self.lead.is_another(self.replica)
     }
 
     pub fn flush(&self) -> Flush {
@@ -89,7 +93,7 @@ impl Standby {
     }
 
     fn record(&self, flush: Lsn) {
-        if self.takes_turns.load(Ordering::Relaxed) {
+        if self.takes_turns() {
             self.lead.acknowledged(self.replica, flush, Instant::now());
         }
         self.flushed.fetch_max(flush.0, Ordering::SeqCst);
@@ -142,7 +146,7 @@ impl Observe for Sentry {
             Sighting::CopyBothEnded => self.set_streaming(false),
             Sighting::Flushed { flush } => self.pending = Some(flush),
             Sighting::Heard { end } => {
-                if let Some(standby) = &self.standby {
+                if let Some(standby) = self.standby.as_ref().filter(|s| s.takes_turns()) {
                     standby.lead.fed(standby.replica, end, Instant::now());
                 }
             }
@@ -157,11 +161,13 @@ impl Observe for Sentry {
         let standby = self.standby.as_ref().filter(|standby| self.streaming && standby.may_wait())?;
         self.turns.until(&standby.lead, Instant::now())
     }
+
     fn took_from_primary(&mut self, bytes: usize) {
-        if self.streaming {
+        if self.streaming && self.standby.as_ref().is_some_and(|s| s.takes_turns()) {
             self.turns.fed(bytes, Instant::now());
         }
     }
+
     fn delivered_to_primary(&mut self) {
         if let (Some(standby), Some(flush)) = (&self.standby, self.pending.take()) {
             standby.record(flush);

@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How often at most a standby that no commit waits for is fed.
-pub const TURN: Duration = Duration::from_millis(20);
+const TURN: Duration = Duration::from_millis(20);
 
 /// The first one has not acknowledged for so long: whoever waits is fed.
 const LATE: Duration = Duration::from_millis(5);

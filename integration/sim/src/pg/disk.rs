@@ -47,6 +47,15 @@ impl Content {
         wal::end_of(self.flushed)
     }
 
+    /// Another's log takes the place of its own, durably. The epoch row that comes with it.
+    pub fn take_log(&mut self, records: &[Record], history: &[(Timeline, Lsn)]) -> Epoch {
+        self.flushed = records.len();
+        self.highest = self.highest.max(records.last().map_or(Timeline(1), |r| r.timeline));
+        self.records = records.to_vec();
+        self.history = history.to_vec();
+        wal::epoch_of(records)
+    }
+
     /// The machine stops, or the postmaster is killed: of what was written and not flushed, some may be there.
     pub fn crash(&mut self, dice: &mut Dice, forgets: bool) {
         let kept = dice.between(self.flushed as u64, self.records.len() as u64) as usize;

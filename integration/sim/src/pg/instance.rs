@@ -286,15 +286,11 @@ impl ReplicaInstance for SimInstance {
             return Err(InstanceError::Lost { what: WHAT });
         };
         sleep(self.around.conditions.fsync(self.around.node)).await;
-        let row = wal::epoch_of(&records);
-        {
+        let row = {
             let mut content = self.disk.content();
-            content.flushed = records.len();
-            content.highest = records.last().map_or(Timeline(1), |r| r.timeline);
-            content.records = records.to_vec();
-            content.history = history.to_vec();
             content.complete = true;
-        }
+            content.take_log(&records, &history)
+        };
         self.around.oracle.epoch_row_flushed(self.database, self.replica, row);
         Ok(())
     }
@@ -490,29 +486,21 @@ impl ReplicaInstance for SimInstance {
             let mut content = self.disk.content();
             // Judged as PostgreSQL does, by timelines and positions and not by what is there.
             let end = wal::end_of(content.records.len());
-            let fork = if records.last().map(|r| r.timeline) == Some(content.timeline()) {
-                None
-            } else {
-                history.iter().find(|(timeline, _)| *timeline == content.timeline()).map(|(_, left)| *left)
-            };
+            let timeline = content.timeline();
+            let left = history.iter().find(|(t, _)| *t == timeline).map(|(_, left)| *left);
+            let is_same = records.last().is_some_and(|r| r.timeline == timeline);
             content.rewinding = true;
-            if records.last().map(|r| r.timeline) == Some(content.timeline())
-                || fork.is_some_and(|left| end <= left)
-            {
+            if is_same || left.is_some_and(|left| end <= left) {
                 return Err(InstanceError::NotRewound("no rewind required".to_owned()));
             }
         }
         sleep(self.around.conditions.copy()).await;
         self.around.oracle.emptied(self.replica);
-        let row = wal::epoch_of(&records);
-        {
+        let row = {
             let mut content = self.disk.content();
-            content.flushed = records.len();
-            content.highest = Timeline(content.highest.0.max(records.last().map_or(1, |r| r.timeline.0)));
-            content.records = records.to_vec();
-            content.history = history.to_vec();
             content.promoting = false;
-        }
+            content.take_log(&records, &history)
+        };
         self.around.oracle.epoch_row_flushed(self.database, self.replica, row);
         Ok(())
     }

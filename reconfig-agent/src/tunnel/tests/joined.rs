@@ -7,7 +7,9 @@ use quorate_model::Lsn;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::time::{Instant, timeout};
 
 #[derive(Clone, Default)]
 struct Seen(Arc<Mutex<(Vec<Sighting>, u32)>>);
@@ -97,4 +99,40 @@ async fn bytes_arrive_as_they_were_sent() {
         assert_eq!(sightings.iter().filter(|s| matches!(s, Sighting::Flushed { .. })).count(), 59);
         assert!(delivered > 0);
     }
+}
+
+/// Lets the primary wait until a moment.
+struct Waits(Instant);
+
+impl Observe for Waits {
+    fn saw(&mut self, _sighting: Sighting) {}
+    fn waits_until(&self) -> Option<Instant> {
+        (self.0 > Instant::now()).then_some(self.0)
+    }
+}
+
+#[tokio::test]
+async fn what_may_wait_comes_in_one_piece_when_its_turn_has_come() {
+    let ((mut standby, standby_end), (mut primary, primary_end)) = (duplex(100_000), duplex(100_000));
+    let turn = Instant::now() + Duration::from_secs(1);
+    let relay = Relay::new(standby_end, primary_end, Waits(turn), &[], Traffic::new(Side::Upstream)).unwrap();
+    let relay = tokio::spawn(relay);
+    let mut rng = StdRng::seed_from_u64(1);
+    let pieces = [message(b'W', &[0, 0, 0]), wal(1, 100, &mut rng), wal(2, 100, &mut rng)];
+    for piece in &pieces {
+        primary.write_all(piece).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    standby.write_all(&status(1)).await.unwrap();
+    let mut told = vec![0; status(1).len()];
+    primary.read_exact(&mut told).await.unwrap();
+    assert!(Instant::now() < turn, "the other direction does not wait");
+    let mut received = vec![0; 1000];
+    let early = timeout(Duration::from_millis(50), standby.read(&mut received)).await;
+    assert!(early.is_err() || Instant::now() >= turn, "before its turn: {early:?}");
+    let length = standby.read(&mut received).await.unwrap();
+    assert!(Instant::now() >= turn);
+    assert!(received[..length] == pieces.concat(), "{length} bytes at once");
+    drop((standby, primary));
+    relay.await.unwrap();
 }
