@@ -6,20 +6,23 @@
 //! which TCP would not do, but a coordinator that asks again does. A pipe keeps its order, stalls while its link is
 //! cut, and breaks when that lasts.
 
+mod peers;
+mod pipe;
+
 use crate::dice::Dice;
-use crate::pg::wire::{Hello, Message};
+use crate::pg::wire::Hello;
 use crate::trace;
 use bytes::Bytes;
 use quorate_model::NodeId;
-use quorate_ring::Datagrams;
-use quorate_transport::{CallError, Fault, Handler, PeerNetwork, Service};
+use quorate_transport::{CallError, Fault, Handler, Service};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, oneshot};
+
+pub use peers::{SimPeers, address};
+pub use pipe::Pipe;
+use pipe::{PipeState, Way};
 
 /// A call that waits in a cut link is lost after this, and a pipe whose link is cut breaks.
 const STALL_LIMIT_MS: u64 = 4_000;
@@ -115,38 +118,6 @@ enum Parcel {
         at: NodeId,
         about: NodeId,
     },
-}
-
-struct PipeState {
-    opener: NodeId,
-    taker: NodeId,
-    /// To the opener, and to the taker.
-    ways: [Way; 2],
-    /// An end whose node has died: it sends nothing any more.
-    dead: Option<NodeId>,
-    /// How many of its ends were dropped, or never came to be.
-    left: u32,
-    /// Since when an item waits in a cut link.
-    stalled_since: Option<u64>,
-}
-
-#[derive(Default)]
-struct Way {
-    on_the_way: VecDeque<(u64, Item)>,
-    last_due: u64,
-    end: Arc<End>,
-}
-
-enum Item {
-    Message(Message),
-    Closed,
-}
-
-#[derive(Default)]
-struct End {
-    arrived: Mutex<VecDeque<Message>>,
-    signal: Notify,
-    closed: AtomicBool,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -401,291 +372,5 @@ impl Inner {
         }
         let due = now + self.latency(from, to, true);
         self.post(due, parcel);
-    }
-
-    fn push_item(&mut self, pipe: u64, to_opener: bool, item: Item) {
-        let now = self.now_ms;
-        let Some(state) = self.pipes.get_mut(&pipe) else { return };
-        let (from, to) = if to_opener { (state.taker, state.opener) } else { (state.opener, state.taker) };
-        if state.dead == Some(from) {
-            return;
-        }
-        let way = &mut state.ways[usize::from(!to_opener)];
-        // An item whose time is not set waits for the link.
-        way.on_the_way.push_back((u64::MAX, item));
-        if self.weather.cut.contains(&(from, to)) {
-            return;
-        }
-        self.schedule(pipe, to_opener, now);
-    }
-
-    /// Gives times to the items of a direction that have none.
-    fn schedule(&mut self, pipe: u64, to_opener: bool, now: u64) {
-        let Some(state) = self.pipes.get(&pipe) else { return };
-        let (from, to) = if to_opener { (state.taker, state.opener) } else { (state.opener, state.taker) };
-        let at = usize::from(!to_opener);
-        let count = state.ways[at].on_the_way.iter().filter(|(due, _)| *due == u64::MAX).count();
-        for _ in 0..count {
-            let latency = self.latency(from, to, true);
-            let Some(state) = self.pipes.get_mut(&pipe) else { return };
-            let way = &mut state.ways[at];
-            let due = way.last_due.max(now + latency);
-            way.last_due = due;
-            if let Some(item) = way.on_the_way.iter_mut().find(|(due, _)| *due == u64::MAX) {
-                item.0 = due;
-            }
-            self.post(due, Parcel::Item { pipe, to_opener });
-        }
-    }
-
-    /// Nobody took it: whoever opened it finds it closed.
-    fn give_up(&mut self, pipe: u64) {
-        if let Some(state) = self.pipes.get_mut(&pipe) {
-            state.left += 1;
-            state.ways[0].end.take(Item::Closed);
-        }
-        self.forget_left(pipe);
-    }
-
-    /// A pipe that both ends have left is over.
-    fn forget_left(&mut self, pipe: u64) {
-        if self.pipes.get(&pipe).is_some_and(|state| state.left >= 2) {
-            self.pipes.remove(&pipe);
-        }
-    }
-
-    /// Items that waited for their link go on; pipes that stalled for too long break.
-    fn move_pipes(&mut self, now: u64) {
-        if self.weather.cut.is_empty() && self.pipes.values().all(|p| p.stalled_since.is_none()) {
-            return;
-        }
-        let ids: Vec<u64> = self.pipes.keys().copied().collect();
-        for id in ids {
-            let mut stalled = false;
-            for to_opener in [true, false] {
-                let Some(state) = self.pipes.get(&id) else { continue };
-                let (from, to) =
-                    if to_opener { (state.taker, state.opener) } else { (state.opener, state.taker) };
-                let waits =
-                    state.ways[usize::from(!to_opener)].on_the_way.iter().any(|(due, _)| *due == u64::MAX);
-                if !waits {
-                    continue;
-                }
-                if self.weather.cut.contains(&(from, to)) {
-                    stalled = true;
-                } else {
-                    self.schedule(id, to_opener, now);
-                }
-            }
-            let Some(state) = self.pipes.get_mut(&id) else { continue };
-            if !stalled {
-                state.stalled_since = None;
-            } else if now - *state.stalled_since.get_or_insert(now) >= STALL_LIMIT_MS {
-                state.ways.iter().for_each(|way| way.end.take(Item::Closed));
-                self.pipes.remove(&id);
-            }
-        }
-    }
-
-    /// One end is gone.
-    fn break_pipe(&mut self, id: u64, gone: NodeId, heard: bool) {
-        let Some(state) = self.pipes.get_mut(&id) else { return };
-        let to_opener = state.opener != gone;
-        state.ways[usize::from(to_opener)].on_the_way.clear();
-        if heard {
-            self.push_item(id, to_opener, Item::Closed);
-            if let Some(state) = self.pipes.get_mut(&id) {
-                state.dead = Some(gone);
-            }
-        } else {
-            state.dead = Some(gone);
-            // Its keepalives find out.
-            let now = self.now_ms;
-            let way = &mut state.ways[usize::from(!to_opener)];
-            let due = way.last_due.max(now + STALL_LIMIT_MS);
-            way.last_due = due;
-            way.on_the_way.push_back((due, Item::Closed));
-            self.post(due, Parcel::Item { pipe: id, to_opener });
-        }
-    }
-}
-
-impl End {
-    fn take(&self, item: Item) {
-        match item {
-            Item::Message(message) => locked(&self.arrived).push_back(message),
-            Item::Closed => self.closed.store(true, Ordering::SeqCst),
-        }
-        self.signal.notify_one();
-    }
-}
-
-/// One end of a pipe. Dropped, it closes.
-pub struct Pipe {
-    net: Arc<Net>,
-    id: u64,
-    is_opener: bool,
-    end: Arc<End>,
-}
-
-impl Pipe {
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-
-    pub fn send(&self, message: Message) {
-        locked(&self.net.0).push_item(self.id, !self.is_opener, Item::Message(message));
-    }
-
-    /// The next message; none when the other end has closed and everything before was taken.
-    pub async fn receive(&self) -> Option<Message> {
-        loop {
-            if let Some(message) = locked(&self.end.arrived).pop_front() {
-                return Some(message);
-            }
-            if self.end.closed.load(Ordering::SeqCst) {
-                return None;
-            }
-            self.end.signal.notified().await;
-        }
-    }
-}
-
-impl Drop for Pipe {
-    fn drop(&mut self) {
-        let mut inner = locked(&self.net.0);
-        inner.push_item(self.id, !self.is_opener, Item::Closed);
-        if let Some(state) = inner.pipes.get_mut(&self.id) {
-            state.left += 1;
-        }
-        inner.forget_left(self.id);
-    }
-}
-
-/// A node's door to the others.
-pub struct SimPeers {
-    node: NodeId,
-    net: Arc<Net>,
-}
-
-impl SimPeers {
-    pub fn net(&self) -> &Arc<Net> {
-        &self.net
-    }
-
-    /// The node's socket for datagrams.
-    pub fn datagrams(&self) -> Option<SimDatagrams> {
-        let mailbox = locked(&self.net.0).ports.get(&self.node)?.mailbox.clone();
-        Some(SimDatagrams { node: self.node, net: self.net.clone(), mailbox })
-    }
-}
-
-#[async_trait::async_trait]
-impl PeerNetwork for SimPeers {
-    fn me(&self) -> NodeId {
-        self.node
-    }
-
-    fn nodes(&self) -> Vec<NodeId> {
-        locked(&self.net.0).members.clone()
-    }
-
-    async fn call(
-        &self,
-        to: NodeId,
-        service: Service,
-        body: Bytes,
-        deadline: Duration,
-    ) -> Result<Bytes, CallError> {
-        let answer = {
-            let mut inner = locked(&self.net.0);
-            inner.serial += 1;
-            inner.traffic.calls += 1;
-            let call = inner.serial;
-            let (reply, answer) = oneshot::channel();
-            inner.calls.insert(call, reply);
-            let request = Parcel::Request { from: self.node, to, service, body, call };
-            if to == self.node {
-                let now = inner.now_ms;
-                inner.post(now, request);
-            } else {
-                let control = matches!(service, Service::Raft | Service::Agent);
-                if control && inner.dice.chance(TWICE_PERMILLE) {
-                    inner.traffic.doubled += 1;
-                    let later = inner.now_ms + 1 + inner.dice.below(300);
-                    inner.post(later, request.clone());
-                }
-                inner.send(self.node, to, request);
-            }
-            answer
-        };
-        match tokio::time::timeout(deadline, answer).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(CallError::Unreachable("the connection broke".to_owned())),
-            Err(_) => Err(CallError::Timeout(deadline)),
-        }
-    }
-
-    fn register(&self, service: Service, handler: Arc<dyn Handler>) {
-        if let Some(port) = locked(&self.net.0).ports.get_mut(&self.node) {
-            port.handlers.insert(service, handler);
-        }
-    }
-
-    fn on_lost(&self) -> broadcast::Receiver<NodeId> {
-        let inner = locked(&self.net.0);
-        match inner.ports.get(&self.node) {
-            Some(port) => port.lost.subscribe(),
-            // The node is dying.
-            None => broadcast::channel(1).1,
-        }
-    }
-}
-
-/// A node's address for datagrams.
-pub fn address(node: NodeId) -> SocketAddr {
-    (Ipv4Addr::new(10, 0, 0, node.0 as u8), 7432).into()
-}
-
-pub struct SimDatagrams {
-    node: NodeId,
-    net: Arc<Net>,
-    mailbox: Arc<Mailbox>,
-}
-
-impl Datagrams for SimDatagrams {
-    async fn readable(&self) {
-        if locked(&self.mailbox.waiting).is_empty() {
-            self.mailbox.arrived.notified().await;
-        }
-    }
-
-    fn receive<'a>(&self, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
-        let bytes = locked(&self.mailbox.waiting).pop_front()?;
-        let length = bytes.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&bytes[..length]);
-        Some(&buffer[..length])
-    }
-
-    fn send(&self, to: SocketAddr, bytes: &[u8]) {
-        let SocketAddr::V4(to) = to else { return };
-        let to = NodeId(u64::from(to.ip().octets()[3]));
-        let link = (self.node, to);
-        let mut inner = locked(&self.net.0);
-        let loss = inner.weather.loss.get(&link).copied().unwrap_or(0);
-        if inner.weather.cut.contains(&link) || inner.dice.chance(loss) {
-            inner.traffic.lost += 1;
-            return;
-        }
-        let copies = if inner.dice.chance(TWICE_PERMILLE) { 2 } else { 1 };
-        for _ in 0..copies {
-            let due = inner.now_ms + inner.latency(self.node, to, false);
-            inner.post(due, Parcel::Datagram { from: self.node, to, bytes: bytes.to_vec() });
-        }
-        inner.traffic.doubled += copies - 1;
-    }
-
-    fn drain(&self) {
-        locked(&self.mailbox.waiting).clear();
     }
 }

@@ -1,18 +1,19 @@
-//! The actor: hears, decides, sends.
+//! The actor: hears and decides. What it sends is in `orders` and `proposals`.
+
+mod orders;
+mod proposals;
 
 use super::nodes::Nodes;
 use super::steps::Laps;
 use super::{Event, failpoint, is_past};
-use crate::agent::{Request, Response};
-use crate::decide::{
-    self, Act, Failure, Heard, Note, Order, OrderKind, Progress, Reply, Timers, Trigger, View, What,
-};
+use crate::decide::{self, Act, Heard, Note, Progress, Timers, Trigger, View};
 use crate::map::{Leader, Map, ProposeError};
+use proposals::word_of;
 use quorate_model::{
     Applied, Change, Command, Database, DatabaseId, Epoch, GateReport, InstanceRole, Lsn, NodeId,
-    OperationId, PartitionMap, Phase, ReplicaId, ReplicaReport, RunState, Timeline,
+    OperationId, PartitionMap, ReplicaId, ReplicaReport, RunState, Timeline,
 };
-use quorate_transport::{PeerNetwork, Service, decode, encode};
+use quorate_transport::PeerNetwork;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -393,202 +394,11 @@ impl Actor {
         }
     }
 
-    fn claim(&mut self, operation: OperationId, attempt: u32, point: Point) {
-        if !self.claiming.insert(operation) {
-            return;
-        }
-        failpoint::hit(point.scope, "before", point.step);
-        let (map, inbox) = (self.map.clone(), self.inbox.clone());
-        let command = Command::Claim { operation, attempt, owner: self.me, now_ms: unix_ms() };
-        tokio::spawn(async move {
-            let outcome = map.propose(command).await;
-            let _ = inbox.send(Event::Claimed { operation, point, outcome }).await;
-        });
-    }
-
-    fn claimed(&mut self, operation: OperationId, point: Point, outcome: Result<Applied, ProposeError>) {
-        self.claiming.remove(&operation);
-        match outcome {
-            Ok(Applied::Attempt(attempt)) => {
-                tracing::info!(%operation, attempt, "taken over");
-                failpoint::hit(point.scope, "after", point.step);
-                self.claims.insert(operation, attempt);
-                let map = self.watch.borrow().clone();
-                self.claims.retain(|id, _| map.operations.get(id).is_none_or(|o| !o.state.is_over()));
-            }
-            Ok(other) => tracing::warn!(%operation, ?other, "a claim was answered oddly"),
-            Err(error) => tracing::info!(%operation, %error, "an operation was not taken over"),
-        }
-    }
-
-    fn spawn_progress(&self, command: Command, point: Point) {
-        failpoint::hit(point.scope, "before", point.step);
-        let map = self.map.clone();
-        tokio::spawn(async move {
-            match map.propose(command).await {
-                Ok(_) => failpoint::hit(point.scope, "after", point.step),
-                Err(error) => tracing::debug!(%error, "an operation's step was not recorded"),
-            }
-        });
-    }
-
-    fn propose(&mut self, database: &Database, command: Command, proposal: Proposal, point: Point) {
-        failpoint::hit(point.scope, "before", point.step);
-        self.proposing.insert(database.id, Proposing { version: database.version, ended: false });
-        let (map, inbox) = (self.map.clone(), self.inbox.clone());
-        let (database, version) = (database.id, database.version);
-        tokio::spawn(async move {
-            let outcome = map.propose(command).await;
-            let _ = inbox.send(Event::Proposed { database, version, proposal, point, outcome }).await;
-        });
-    }
-
-    fn proposed(
-        &mut self,
-        id: DatabaseId,
-        version: u64,
-        proposal: Proposal,
-        point: Point,
-        outcome: Result<Applied, ProposeError>,
-    ) {
-        match &outcome {
-            Ok(_) => {
-                failpoint::hit(point.scope, "after", point.step);
-                if let Some(p) = self.proposing.get_mut(&id).filter(|p| p.version == version) {
-                    p.ended = true;
-                }
-            }
-            Err(error) => {
-                self.proposing.remove(&id);
-                tracing::info!(database = %id, %error, "a proposal was not accepted; looking again");
-                return;
-            }
-        }
-        let map = self.watch.borrow().clone();
-        match proposal {
-            Proposal::Elect(trigger) => {
-                self.lap(id, "record");
-                if let Some(database) = map.databases.get(&id) {
-                    let mut progress = Progress::new(database.epoch.reign());
-                    progress.trigger = Some(trigger);
-                    self.progress.insert(id, progress);
-                }
-            }
-            Proposal::Change(change, note) => {
-                if matches!(change, Change::Promote { .. }) {
-                    self.lap(id, "record");
-                }
-                if let (Change::Recover { survivor, .. }, Some(database)) = (&change, map.databases.get(&id))
-                {
-                    self.laps.insert(id, Laps::begin(0, self.now_us()));
-                    let mut progress = Progress::new(database.epoch.reign());
-                    progress.trigger = Some(Trigger::new("forced recovery".to_owned(), self.me, *survivor));
-                    self.progress.insert(id, progress);
-                }
-                self.note(&map, id, Some(&change), note);
-            }
-            Proposal::Operation(note) => self.note(&map, id, None, note),
-        }
-    }
-
     fn lap(&mut self, id: DatabaseId, name: &str) {
         let now = self.now_us();
         if let Some(laps) = self.laps.get_mut(&id) {
             laps.lap(name, now);
         }
-    }
-
-    fn order(&mut self, database: &Database, order: Order) {
-        let Some(node) = database.node_of(order.replica) else { return };
-        let kind = order.what.kind();
-        if let Some(progress) = self.progress.get_mut(&database.id) {
-            progress.in_flight.insert((kind, order.replica));
-        }
-        if kind == OrderKind::Open && matches!(database.phase, Phase::Promoting { .. }) {
-            self.lap(database.id, "lease");
-        }
-        tracing::debug!(database = %database.id, replica = %order.replica, %node, order = kind.name(), "ordering");
-        failpoint::hit(database.phase.name(), "before", kind.name());
-        let (peers, inbox) = (self.peers.clone(), self.inbox.clone());
-        let (id, replica, epoch) = (database.id, order.replica, order.epoch);
-        tokio::spawn(async move {
-            let outcome = give(&peers, node, order).await;
-            let _ = inbox.send(Event::Obeyed { database: id, replica, epoch, kind, outcome }).await;
-        });
-    }
-
-    fn obeyed(
-        &mut self,
-        id: DatabaseId,
-        replica: ReplicaId,
-        epoch: Epoch,
-        kind: OrderKind,
-        outcome: Result<Reply, Failure>,
-        now: u64,
-    ) {
-        if let Err(failure) = &outcome {
-            tracing::info!(database = %id, %replica, order = kind.name(), %failure, "an order failed");
-        }
-        let retry = self.timers.retry;
-        let Some(progress) = self.progress.get_mut(&id).filter(|p| p.reign == epoch.reign()) else {
-            return;
-        };
-        let ok = outcome.is_ok();
-        if ok {
-            failpoint::hit(progress.phase, "after", kind.name());
-        }
-        progress.on_reply(kind, replica, epoch, outcome, now, retry);
-        match kind {
-            OrderKind::Promote if ok => self.lap(id, "promote"),
-            OrderKind::Barrier if ok => self.lap(id, "barrier"),
-            OrderKind::Open if ok => self.lap(id, "open"),
-            _ => {}
-        }
-    }
-}
-
-/// How long the coordinator waits for an order to be obeyed.
-fn deadline(what: &What) -> Duration {
-    match what {
-        What::Fence => Duration::from_millis(2_000),
-        What::Open => Duration::from_secs(2),
-        What::Attach { .. } => Duration::from_secs(5),
-        What::Barrier { .. } => Duration::from_secs(6),
-        What::Promote { .. } => Duration::from_secs(20),
-        What::Checkpoint => Duration::from_secs(30),
-        What::PrepareSource => Duration::from_secs(120),
-        What::Retire { drain_ms } => Duration::from_millis(drain_ms + 20_000),
-    }
-}
-
-async fn give(peers: &Arc<dyn PeerNetwork>, node: NodeId, order: Order) -> Result<Reply, Failure> {
-    let deadline = deadline(&order.what);
-    let body = encode(&Request::Order(order));
-    let answer = peers
-        .call(node, Service::Agent, body, deadline)
-        .await
-        .map_err(|e| Failure::Unreachable(e.to_string()))?;
-    match decode::<Response>(&answer) {
-        Ok(Response::Obeyed(outcome)) => outcome,
-        Ok(_) => Err(Failure::Unreachable("an answer of another kind".to_owned())),
-        Err(fault) => Err(Failure::Unreachable(fault.0)),
-    }
-}
-
-/// A change's name among the failpoints.
-fn word_of(change: &Change) -> &'static str {
-    match change {
-        Change::AllocateReplica { .. } => "record_allocate",
-        Change::DropReplica { .. } => "record_drop_replica",
-        Change::MarkReplica { .. } => "record_mark",
-        Change::Join { .. } => "record_join",
-        Change::Stabilize { .. } => "record_stabilize",
-        Change::Elect { .. } => "record_elect",
-        Change::Promote { .. } => "record_promote",
-        Change::LoseQuorum { .. } => "record_lose_quorum",
-        Change::Switch { .. } => "record_switch",
-        Change::Recover { .. } => "record_recover",
-        Change::Remove => "record_remove",
     }
 }
 
