@@ -124,7 +124,7 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let mut ahead = ReadAhead::new(client);
         let (mut server, _) = listener.accept().await.unwrap();
-        let sent: Vec<u8> = (0..200_000u32).map(|i| (i * 31 >> 3) as u8).collect();
+        let sent: Vec<u8> = (0..200_000u32).map(|i| ((i * 31) >> 3) as u8).collect();
         let all = sent.clone();
         let writing = tokio::spawn(async move {
             server.write_all(&all).await.unwrap();

@@ -41,7 +41,7 @@ pub fn default_directory() -> anyhow::Result<PathBuf> {
 
 impl Layout {
     pub fn prepare(directory: &Path, count: u16, base_port: u16, fresh: bool) -> anyhow::Result<Layout> {
-        ensure!(base_port >= 1024 && base_port <= 65_000, "--base-port must be between 1024 and 65000");
+        ensure!((1024..=65_000).contains(&base_port), "--base-port must be between 1024 and 65000");
         let mark = directory.join(MARK);
         let used = directory.is_dir() && fs::read_dir(directory)?.next().is_some();
         ensure!(

@@ -63,16 +63,16 @@ impl Agent {
     /// I13: whoever has been replaced as an operation's executor is refused, as far as this node has heard.
     fn accept_attempt(&self, replica: &Replica, behalf: Behalf) -> Result<(), Failure> {
         let Behalf { operation, attempt } = behalf;
-        if let Some(known) = self.map().operations.get(&operation) {
-            if known.attempt > attempt || known.state.is_over() {
-                return Err(Failure::Superseded { operation, attempt: known.attempt });
-            }
+        if let Some(known) = self.map().operations.get(&operation)
+            && (known.attempt > attempt || known.state.is_over())
+        {
+            return Err(Failure::Superseded { operation, attempt: known.attempt });
         }
         let mut state = replica.state();
-        if let Some(latest) = state.latest_order_for {
-            if behalf.yields_to(latest) {
-                return Err(Failure::Superseded { operation, attempt: latest.attempt });
-            }
+        if let Some(latest) = state.latest_order_for
+            && behalf.yields_to(latest)
+        {
+            return Err(Failure::Superseded { operation, attempt: latest.attempt });
         }
         state.latest_order_for = Some(behalf);
         Ok(())

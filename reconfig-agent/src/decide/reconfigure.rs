@@ -142,10 +142,10 @@ pub fn promoting(view: &View<'_>, database: &Database, progress: &Progress) -> V
         return order(view, database, progress, candidate, what).into_iter().collect();
     };
     // The candidate ended after its promotion: its report says so, and only a new election helps.
-    if let Some(RunState::Stopped(why) | RunState::Failed(why)) = view.report(candidate).map(|r| &r.run) {
-        if view.reports.get(&candidate).is_some_and(|h| h.at_ms > progress.entered_ms) {
-            return restart(format!("candidate {candidate} stopped: {why}"));
-        }
+    if let Some(RunState::Stopped(why) | RunState::Failed(why)) = view.report(candidate).map(|r| &r.run)
+        && view.reports.get(&candidate).is_some_and(|h| h.at_ms > progress.entered_ms)
+    {
+        return restart(format!("candidate {candidate} stopped: {why}"));
     }
     // It ended and was started again, and nobody heard of it in between: every instance starts as a standby.
     let refused = [super::OrderKind::Barrier, super::OrderKind::Open]
@@ -318,10 +318,11 @@ pub fn switching(view: &View<'_>, database: &Database, progress: &Progress) -> V
     if *coordinator != view.me {
         return elect(format!("coordinator {coordinator} left the switchover"));
     }
-    if let Health::Unwell { reason, .. } = view.health(database, from) {
-        if !progress.retired && !progress.in_flight.contains(&(super::OrderKind::Retire, from)) {
-            return elect(format!("switchover, and {reason}"));
-        }
+    if let Health::Unwell { reason, .. } = view.health(database, from)
+        && !progress.retired
+        && !progress.in_flight.contains(&(super::OrderKind::Retire, from))
+    {
+        return elect(format!("switchover, and {reason}"));
     }
     if progress.retired {
         return elect("switchover".to_owned());

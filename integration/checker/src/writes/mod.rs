@@ -492,7 +492,7 @@ impl Writes {
         }
         let mut hasher = DefaultHasher::new();
         state.hash(&mut hasher);
-        if hasher.finish() % self.heal_one_in != 0 {
+        if !hasher.finish().is_multiple_of(self.heal_one_in) {
             return true;
         }
         self.healed.fetch_add(1, Ordering::Relaxed);

@@ -232,15 +232,14 @@ impl World {
         let mut acks = 0;
         for voter in &d.current.voters {
             let node_up = !self.down.contains_key(&d.node_of(*voter).unwrap());
-            if let Some(f) = self.replicas.get_mut(voter) {
-                if node_up
-                    && f.alive
-                    && f.promise <= d.epoch.reign()
-                    && f.follows.is_some_and(|e| e.same_reign(d.epoch))
-                {
-                    f.position = at;
-                    acks += 1;
-                }
+            if let Some(f) = self.replicas.get_mut(voter)
+                && node_up
+                && f.alive
+                && f.promise <= d.epoch.reign()
+                && f.follows.is_some_and(|e| e.same_reign(d.epoch))
+            {
+                f.position = at;
+                acks += 1;
             }
         }
         if acks >= d.current.k {
@@ -316,10 +315,10 @@ impl World {
 
     pub fn apply(&mut self, d: &Database, change: Change) {
         let command = Command::Reconfigure { database: d.id, version: d.version, change };
-        if let Err(refusal) = self.map.apply(command) {
-            if !matches!(refusal, Refusal::Stale { .. }) {
-                self.refused.push(refusal);
-            }
+        if let Err(refusal) = self.map.apply(command)
+            && !matches!(refusal, Refusal::Stale { .. })
+        {
+            self.refused.push(refusal);
         }
     }
 
