@@ -1,11 +1,11 @@
 //! The four kinds of byte streams that a session is made of.
 
-use quorate_transport::PeerStream;
+use quorate_transport::{LocalStream, PeerStream};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 pub enum Stream {
@@ -14,7 +14,7 @@ pub enum Stream {
     /// A client with TLS.
     Tls(Box<TlsStream<TcpStream>>),
     /// A Postgres on this node.
-    Unix(UnixStream),
+    Unix(LocalStream),
     /// Another node.
     Peer(Box<PeerStream>),
 }

@@ -14,7 +14,7 @@ use crate::wire::startup::startup_message;
 use async_trait::async_trait;
 use bytes::Bytes;
 use quorate_model::NodeId;
-use quorate_transport::{PeerStream, StreamHandler, decode};
+use quorate_transport::{LocalStream, PeerStream, StreamHandler, decode};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -69,13 +69,13 @@ pub async fn connect(
     user: &str,
     name: &str,
     parameters: &[(String, String)],
-) -> io::Result<UnixStream> {
+) -> io::Result<LocalStream> {
     let own = OWN_PARAMETERS.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let parameters = [parameters, &own].concat();
     let connecting = async {
         let mut stream = UnixStream::connect(directory.join(".s.PGSQL.5432")).await?;
         stream.write_all(&startup_message(user, name, &parameters)).await?;
-        Ok(stream)
+        LocalStream::try_from(stream)
     };
     timeout(ATTACH_DEADLINE, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }

@@ -13,7 +13,7 @@ async fn relay() -> (Relay, TcpStream, UnixStream) {
     let (inner, _) = listener.accept().await.unwrap();
     let (near, server) = UnixStream::pair().unwrap();
     let mut relay = Relay::new(Role::Entry, Stream::Tcp(inner), Arc::default());
-    relay.attach(Server::remote(Stream::Unix(near)));
+    relay.attach(Server::remote(Stream::Unix(near.try_into().unwrap())));
     (relay, client, server)
 }
 

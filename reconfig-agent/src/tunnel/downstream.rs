@@ -7,7 +7,7 @@ use super::relay::Relay;
 use super::standby::serve_standby;
 use super::telemetry::{self, Side};
 use quorate_model::{DatabaseId, Epoch, Lsn, NodeId, ReplicaId};
-use quorate_transport::{PeerStream, Peers};
+use quorate_transport::{LocalStream, PeerStream, Peers};
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::io;
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -81,7 +81,7 @@ pub struct Downstream {
     socket: PathBuf,
 }
 
-pub(super) type DownLeash = Leash<Relay<UnixStream, PeerStream, Clerk>>;
+pub(super) type DownLeash = Leash<Relay<LocalStream, PeerStream, Clerk>>;
 
 pub(super) struct Shared {
     pub database: DatabaseId,

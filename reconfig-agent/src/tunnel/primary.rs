@@ -12,7 +12,7 @@ use super::upstream::{Ticket, Upstreams};
 use super::{downstream::SOCKET_NAME, relay::End};
 use bytes::Bytes;
 use quorate_model::NodeId;
-use quorate_transport::{PeerStream, decode, encode, write_frame};
+use quorate_transport::{LocalStream, PeerStream, decode, encode, write_frame};
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -62,7 +62,7 @@ pub(super) async fn serve_primary(upstreams: &Upstreams, from: NodeId, hello: By
     tracing::info!(node = %from, %database, %replica, %epoch, ?purpose, reason = %end, "tunnel closed");
 }
 
-async fn relay(ticket: &mut Ticket<'_>, instance: UnixStream, peer: PeerStream, first_words: &[u8]) -> End {
+async fn relay(ticket: &mut Ticket<'_>, instance: LocalStream, peer: PeerStream, first_words: &[u8]) -> End {
     let Some(sentry) = ticket.sentry.take() else { return End::Cut };
     match Relay::new(peer, instance, sentry, first_words, Traffic::new(Side::Upstream)) {
         Ok(relay) => ticket.leash.run(relay).await,
@@ -71,7 +71,7 @@ async fn relay(ticket: &mut Ticket<'_>, instance: UnixStream, peer: PeerStream, 
 }
 
 /// Starts a replication connection to the instance. Returns it with what it said first.
-async fn open(socket_dir: &Path, hello: &Hello) -> Result<(UnixStream, Vec<u8>), Refusal> {
+async fn open(socket_dir: &Path, hello: &Hello) -> Result<(LocalStream, Vec<u8>), Refusal> {
     let opening = async {
         let mut instance = UnixStream::connect(socket_dir.join(SOCKET_NAME)).await?;
         instance.write_all(&startup::write(hello.replica, hello.purpose)).await?;
@@ -79,7 +79,7 @@ async fn open(socket_dir: &Path, hello: &Hello) -> Result<(UnixStream, Vec<u8>),
         if instance.read_buf(&mut words).await? == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
         }
-        Ok((instance, words))
+        Ok((LocalStream::try_from(instance)?, words))
     };
     let (instance, words) = match timeout(INSTANCE_LIMIT, opening).await {
         Ok(Ok(opened)) => opened,

@@ -10,7 +10,7 @@ use super::hello::{ANSWER_LIMIT_BYTES, Answer, Purpose, Refusal};
 use super::relay::Relay;
 use super::startup::{self, Request, StartupError};
 use super::telemetry::{Side, Traffic};
-use quorate_transport::{CallError, PeerStream, StreamKind, decode, encode, read_frame};
+use quorate_transport::{CallError, LocalStream, PeerStream, StreamKind, decode, encode, read_frame};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +59,10 @@ pub(super) async fn serve_standby(shared: Arc<Shared>, mut connection: UnixStrea
     };
     let Some((ticket, peer)) = reach(&shared, &mut connection, purpose).await else { return };
     let route = &ticket.route;
+    let connection = match LocalStream::try_from(connection) {
+        Ok(connection) => connection,
+        Err(error) => return tracing::warn!(%database, %replica, %error, "a tunnel cannot be watched"),
+    };
     let relay = Relay::new(connection, peer, ticket.clerk(), &[], Traffic::new(Side::Downstream));
     let end = match relay {
         Ok(relay) => {

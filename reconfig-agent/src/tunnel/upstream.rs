@@ -14,12 +14,11 @@ use super::turns::Lead;
 use async_trait::async_trait;
 use bytes::Bytes;
 use quorate_model::{DatabaseId, Epoch, Lsn, NodeId, ReplicaId};
-use quorate_transport::{PeerStream, StreamHandler};
+use quorate_transport::{LocalStream, PeerStream, StreamHandler};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
 /// Streams of one replica: its walreceiver, a base backup's two, and as many that have not noticed their end yet.
@@ -28,7 +27,7 @@ const MAX_STREAMS_PER_REPLICA: usize = 8;
 /// Finds the node on which a replica lives.
 type Residence = Box<dyn Fn(ReplicaId) -> Option<NodeId> + Send + Sync>;
 
-pub(super) type UpLeash = Leash<Relay<PeerStream, UnixStream, Sentry>>;
+pub(super) type UpLeash = Leash<Relay<PeerStream, LocalStream, Sentry>>;
 
 /// Every tunnel that ends at primaries of this node.
 pub struct Upstreams {
