@@ -51,6 +51,9 @@ pub const GATE_WAIT: Duration = Duration::from_secs(2);
 /// How long a gate at another node, whose replica is no longer the primary, may take to say how far it delivered what is
 /// in flight. Usually it does within milliseconds; a node that is cut off never does.
 pub const LAST_WORD: Duration = Duration::from_millis(200);
+/// How long a session is quiet before its server is asked what it holds: drivers that set several things one after the
+/// other are asked for once.
+pub const INQUIRE_AFTER: Duration = Duration::from_millis(20);
 /// Pause before the same place is tried again.
 pub const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Longest time to connect to a server and to start a session there.
@@ -65,5 +68,7 @@ pub const FAREWELL_DEADLINE: Duration = Duration::from_secs(5);
 pub const LINGER: Duration = Duration::from_secs(1);
 /// Largest answer of a server to a startup message.
 pub const MAX_ANSWER_BYTES: usize = 64 * 1024;
+/// Largest answer of a server to everything that is made anew for a session.
+pub const MAX_REBUILD_ANSWER_BYTES: usize = 4 * 1024 * 1024;
 /// How long sessions have to end when the node stops.
 pub const STOP_GRACE: Duration = Duration::from_secs(2);

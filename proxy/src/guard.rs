@@ -12,7 +12,7 @@ use aho_corasick::{AhoCorasick, AhoCorasickKind};
 use std::sync::LazyLock;
 
 /// What a text mentions. Bits of [`Marks`], by the index of the pattern.
-const PATTERNS: [&str; 12] = [
+const PATTERNS: [&str; 13] = [
     "synchronous_commit",
     "set_config",
     "commit",
@@ -25,6 +25,7 @@ const PATTERNS: [&str; 12] = [
     "hold",
     "client_min_messages",
     "u&\"",
+    "advisory_unlock",
 ];
 /// Longest pattern but one byte: what must be joined where a text is cut.
 const OVERLAP_BYTES: usize = 18;
@@ -58,6 +59,7 @@ impl Marks {
     const CLIENT_MIN_MESSAGES: Marks = Marks(1 << 10);
     /// An identifier with escapes in it: any name.
     const UNICODE_NAME: Marks = Marks(1 << 11);
+    pub const ADVISORY_UNLOCK: Marks = Marks(1 << 12);
     /// Not of a pattern: commits after it are not certain to wait for the quorum, or not certain to warn.
     pub const UNGUARDED: Marks = Marks(1 << 13);
     /// Not of a pattern: the text makes something temporary.
@@ -157,6 +159,19 @@ pub fn mentions_client_min_messages(bytes: &[u8]) -> bool {
 /// Whether the bytes mention it at all: for the values of a Bind after `set_config`.
 pub fn mentions_synchronous_commit(bytes: &[u8]) -> bool {
     mentions(bytes).has(Marks::SYNCHRONOUS_COMMIT)
+}
+
+/// Settings with a dot in their names that the text of a Query or Parse message may make for its session: the server
+/// lists them nowhere. None: it makes some whose names cannot be told.
+#[inline]
+pub fn own_settings(text: &[u8], marks: Marks) -> Option<Vec<Vec<u8>>> {
+    let text = crate::wire::header::c_string(text).map_or(text, |(text, _)| text);
+    let begins_with_set = text.trim_ascii_start().get(..3).is_some_and(|w| w.eq_ignore_ascii_case(b"set"));
+    let inner = text.len().saturating_sub(1);
+    if !begins_with_set && !marks.has(Marks::SET_CONFIG) && !text[..inner].contains(&b';') {
+        return Some(Vec::new());
+    }
+    sql::own_settings(&text[..text.len().min(MAX_EXAMINED_BYTES)])
 }
 
 /// Reads a text too large to be held, in the parts in which it arrives.
@@ -371,6 +386,42 @@ mod tests {
         assert!(startup("options", "--client-min-messages=error"));
         assert!(!startup("client_min_messages", "warning"));
         assert!(!startup("application_name", "client_min_messages"));
+    }
+
+    #[test]
+    fn settings_of_the_applications_own_are_named() {
+        let names = |text: &str| {
+            let text = [text.as_bytes(), b"\0"].concat();
+            let found = own_settings(&text, read(&text));
+            found.map(|all| {
+                all.into_iter().map(|n| String::from_utf8(n).unwrap_or_default()).collect::<Vec<_>>()
+            })
+        };
+        for (text, expected) in [
+            ("select 1", &[][..]),
+            ("set app.user = 'x'", &["app.user"]),
+            ("SET SESSION \"App\".Tenant TO 7;", &["App.tenant"]),
+            ("set local app.user = 'x'", &[]),
+            ("begin; set a.b = 1; set c.d.e to 2; set work_mem = '1MB'", &["a.b", "c.d.e"]),
+            ("update t set a = 1; update u set b.c = 1", &[]),
+            ("select set_config('app.user', $1, false)", &["app.user"]),
+            ("select set_config('work_mem', '1MB', false)", &[]),
+            ("select set_config($1, $2, true)", &[]),
+            ("select set_config(name, 'it''s, (so)', true) from t", &[]),
+        ] {
+            assert_eq!(
+                names(text).as_deref(),
+                Some(&expected.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>()[..]),
+                "{text}"
+            );
+        }
+        for text in [
+            "select set_config($1, $2, false)",
+            "select set_config(a, b, c)",
+            "prepare p as select set_config($1, $2, $3)",
+        ] {
+            assert_eq!(names(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -168,6 +168,11 @@ async fn a_session_that_hides_the_warning_is_told_only_what_the_quorum_has() {
         let by_value = soon(cluster.connect(entry)).await;
         let set = "select set_config($1, 'error', false)";
         by_value.execute(set, &[&"client_min_messages"]).await.unwrap();
+        // What the sessions hold now is asked for as by them, and its answer waits for the quorum too.
+        asked(&postgres, 2).await;
+        for client in [&by_set, &by_value] {
+            soon(client.batch_execute("select 1")).await.unwrap();
+        }
         drop(receiver);
         *cluster.witness.receiver.lock().await = None;
         postgres.sync_names(NOBODY).await;

@@ -67,32 +67,107 @@ async fn sessions_between_transactions_go_on_at_another_primary() {
     }
 }
 
+async fn text(client: &tokio_postgres::Client, sql: &str) -> String {
+    soon(client.query_one(sql, &[])).await.unwrap().get(0)
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn the_error_names_what_was_kept() {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+async fn what_a_session_holds_is_made_anew_at_another_primary() {
+    for entry in [1, 2] {
+        let (first, second) = (Postgres::start().await, Postgres::start().await);
+        for postgres in [&first, &second] {
+            postgres.admin().await.batch_execute(
+                "create role reader; grant reader to demo; create function quiet() returns text language sql as \
+                 $$ select set_config('statement_timeout', '50s', false) $$",
+            ).await.unwrap();
+        }
+        let cluster = Cluster::start().await;
+        cluster.open(1, &first);
+        let (idle, open) = (soon(cluster.connect(entry)).await, soon(cluster.connect(entry)).await);
+        let mut statements = Vec::new();
+        for client in [&idle, &open] {
+            client
+                .batch_execute(
+                    // A function sets one that no text names.
+                    "select quiet(); set work_mem = '7MB'; set app.who = 'O''Hara \\'; set timezone = 'Asia/Tokyo'; listen \"a \"\"b\"; \
+                     prepare p as select 40 + $1::int; set local_preload_libraries = ''; set role reader",
+                )
+                .await
+                .unwrap();
+            statements.push(soon(client.prepare("select $1::int + 1")).await.unwrap());
+        }
+        asked(&first, 2).await;
+        open.batch_execute(
+            "begin; set work_mem = '1MB'; set app.who = 'nobody'; unlisten *; create temp table t (a int)",
+        )
+        .await
+        .unwrap();
+        fail_over(&cluster, 2, &second, true).await;
+        let error = soon(open.batch_execute("select 1")).await.unwrap_err();
+        assert_eq!(code(&error), "40001", "what the transaction did is undone, so nothing is lost");
+        for (client, statement) in [(&idle, &statements[0]), (&open, &statements[1])] {
+            assert_eq!(text(client, "show work_mem").await, "7MB");
+            assert_eq!(text(client, "show statement_timeout").await, "50s");
+            assert_eq!(text(client, "show timezone").await, "Asia/Tokyo");
+            assert_eq!(text(client, "select current_setting('app.who')").await, "O'Hara \\");
+            assert_eq!(text(client, "select current_user::text").await, "reader");
+            assert_eq!(text(client, "select c from pg_listening_channels() c").await, "a \"b");
+            assert_eq!(soon(client.query_one(statement, &[&41])).await.unwrap().get::<_, i32>(0), 42);
+            soon(client.batch_execute("execute p(2)")).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_gone_by_itself_does_not_hold_a_session() {
     let (first, second) = (Postgres::start().await, Postgres::start().await);
     let cluster = Cluster::start().await;
     cluster.open(1, &first);
-    let client = soon(cluster.connect(1)).await;
-    let statement = client.prepare("select 1").await.unwrap();
-    client.query(&statement, &[]).await.unwrap();
+    let client = soon(cluster.connect(2)).await;
+    client
+        .batch_execute(
+            "create temp table t (a int); select pg_advisory_lock(7); set search_path to pg_catalog",
+        )
+        .await
+        .unwrap();
+    asked(&first, 1).await;
+    client.batch_execute("drop table pg_temp.t").await.unwrap();
+    client.batch_execute("select pg_advisory_unlock(7)").await.unwrap();
+    asked(&first, 1).await;
+    let gone = soon(client.prepare("select 1")).await.unwrap();
+    drop(gone);
+    let twice = soon(client.prepare("select 3")).await.unwrap();
+    soon(client.batch_execute("deallocate all")).await.unwrap();
+    asked(&first, 1).await;
     fail_over(&cluster, 2, &second, true).await;
-    let until = Instant::now() + 10 * SECOND;
-    while !client.is_closed() && Instant::now() < until {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+    assert_eq!(text(&client, "show search_path").await, "pg_catalog");
+    let error = soon(client.query(&twice, &[])).await.unwrap_err();
+    assert_eq!(code(&error), "26000", "it was deallocated, and is not made anew");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_error_names_what_was_kept() {
+    let (first, second) = (Postgres::start().await, Postgres::start().await);
+    first.admin().await.batch_execute("create role reader; grant reader to demo").await.unwrap();
+    for (sql, what) in [
+        ("create temp table mine (a int)", "the temporary object \"mine\""),
+        ("select pg_advisory_lock(1, 2)", "the advisory lock \"1, 2\""),
+        ("begin; declare c cursor with hold for select 1; commit", "the cursor \"c\""),
+        // There is no such role at the second one.
+        ("set role reader", "its settings (role)"),
+    ] {
+        let cluster = Cluster::start().await;
+        cluster.open(1, &first);
+        // A raw client, to see the words of a session that is idle.
+        let mut raw = RawClient::log_in(&cluster, 2).await;
+        raw.send(b'Q', &[sql.as_bytes(), b"\0"].concat()).await;
+        raw.until_ready().await;
+        asked(&first, 1).await;
+        fail_over(&cluster, 2, &second, true).await;
+        raw.send(b'Q', b"select 1\0").await;
+        let rest = String::from_utf8_lossy(&raw.rest().await).into_owned();
+        assert!(rest.contains("57P01") && rest.contains(what), "{sql}: {rest}");
     }
-    assert!(client.is_closed());
-    // A raw client, to see the words of a session that is idle.
-    let mut raw = RawClient::log_in(&cluster, 2).await;
-    raw.send(b'P', b"s1\0select 1\0\0\0").await;
-    raw.send(b'S', b"").await;
-    raw.until_ready().await;
-    cluster.gate(2).close("the end");
-    let mut rest = Vec::new();
-    soon(raw.0.read_to_end(&mut rest)).await.unwrap();
-    let rest = String::from_utf8_lossy(&rest).into_owned();
-    assert!(rest.contains("57P01") && rest.contains("named prepared statement \"s1\""), "{rest}");
-    raw.0.shutdown().await.ok();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -167,7 +167,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_kernel_is_asked_for_writable_only_while_writes_have_to_wait() {
-        let (mut near, mut far) = pair();
+        let (mut near, far) = pair();
         near.write_all(b"question").await.unwrap();
         assert_eq!(asked_of(near.stream.get_ref()), [READABLE]);
         let full = async { while near.write_all(&[0; 4096]).await.is_ok() {} };

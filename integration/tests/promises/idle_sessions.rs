@@ -1,10 +1,10 @@
-//! Promise: connections to surviving nodes are not dropped when they are outside a transaction and hold no state on
-//! the server; others get 40001 or 57P01 with a reason.
+//! Promise: connections to surviving nodes are not dropped when they are outside a transaction, and what they hold on the
+//! server is made anew as far as it can be; others get 40001 or 57P01 with a reason.
 
 use anyhow::{Context, bail, ensure};
 use quorate_integration::cluster::{HEAL_LIMIT, Node};
 use quorate_integration::sql::{End, sqlstate, tell};
-use quorate_integration::{DEMO_DATABASE, Options, Session, nemesis, with_cluster};
+use quorate_integration::{DEMO_DATABASE, Options, Session, nemesis, wait, with_cluster};
 use std::time::Duration;
 use tokio_postgres::Error;
 
@@ -78,7 +78,22 @@ impl Party {
         party.transaction.run("BEGIN").await?;
         party.transaction.run("INSERT INTO idle VALUES (2)").await?;
         party.temporary.run("CREATE TEMP TABLE mine (id int)").await?;
-        party.prepared.run("PREPARE mine AS SELECT 1").await?;
+        party
+            .prepared
+            .run("PREPARE mine AS SELECT current_setting('work_mem') || current_setting('app.who')")
+            .await?;
+        party.prepared.run("SET work_mem = '7MB'; SET app.who = 'me'").await?;
+        // It is known of to the node once the node has asked the server for it.
+        let pid = party.prepared.value("SELECT pg_backend_pid()").await?.context("a pid")?;
+        let asked = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE pid = {pid} AND query LIKE '%pg_listening_channels%'"
+        );
+        party.prepared.run("SET app.who = 'me'").await?;
+        wait::until("the session's server is asked what it holds", ANSWER_LIMIT, async || {
+            let count = party.simple.value(&asked).await?;
+            Ok(if count.as_deref() == Some("1") { Ok(()) } else { Err(count) })
+        })
+        .await?;
         Ok(party)
     }
 
@@ -101,7 +116,13 @@ impl Party {
         }
         told(&node, "in a transaction", &self.transaction, &["40001"]).await?;
         told(&node, "with a temporary table", &self.temporary, &["57P01"]).await?;
-        told(&node, "with a prepared statement", &self.prepared, &["57P01"]).await
+        let made = tokio::time::timeout(ANSWER_LIMIT, self.prepared.value("EXECUTE mine")).await;
+        let made = made.with_context(|| format!("{node}, prepared: no answer"))?;
+        ensure!(
+            made.is_ok_and(|v| v.as_deref() == Some("7MBme")),
+            "{node}: a statement and settings were lost"
+        );
+        Ok(())
     }
 }
 

@@ -330,3 +330,98 @@ pub fn makes_temp(text: &[u8]) -> bool {
     }
     false
 }
+
+/// Settings with a dot in their names that the text makes for its session, and not only for its transaction: by `SET` at
+/// the beginning of a statement, or by `set_config`. None: of one the name is not written out.
+pub fn own_settings(text: &[u8]) -> Option<Vec<Vec<u8>>> {
+    let mut names = Vec::new();
+    let mut tokens = Tokens(text);
+    let mut at_start = true;
+    while let Some(token) = tokens.next() {
+        match token {
+            Token::Semicolon => {
+                at_start = true;
+                continue;
+            }
+            Token::Word(word) if at_start && word.eq_ignore_ascii_case(b"set") => {
+                let name = set_name(&mut tokens);
+                names.extend(name.filter(|name| name.contains(&b'.')));
+            }
+            Token::Word(word) if contains_ignoring_case(word, b"set_config") => {
+                let (name, is_local) = set_config_arguments(&mut tokens);
+                match name {
+                    _ if is_local => {}
+                    Some(name) => names.extend(Some(name).filter(|name| name.contains(&b'.'))),
+                    None => return None,
+                }
+            }
+            _ => {}
+        }
+        at_start = false;
+    }
+    Some(names)
+}
+
+/// The name after `SET`; none after `SET LOCAL`.
+fn set_name(tokens: &mut Tokens<'_>) -> Option<Vec<u8>> {
+    let mut name = Vec::new();
+    let mut ends_part = false;
+    loop {
+        let before = tokens.0;
+        // A quoted name keeps its case.
+        let quoted = before.trim_ascii_start().first() == Some(&b'"');
+        match tokens.next()? {
+            Token::Word(word) if !ends_part => {
+                if name.is_empty() && !quoted && word.eq_ignore_ascii_case(b"session") {
+                    continue;
+                }
+                if name.is_empty() && !quoted && word.eq_ignore_ascii_case(b"local") {
+                    return None;
+                }
+                name.extend(word.iter().map(|b| if quoted { *b } else { b.to_ascii_lowercase() }));
+                ends_part = true;
+            }
+            Token::Other(b'.') if ends_part => {
+                name.push(b'.');
+                ends_part = false;
+            }
+            _ => {
+                tokens.0 = before;
+                return Some(name);
+            }
+        }
+    }
+}
+
+/// The first argument of a call of `set_config`, if it is a literal, and whether the last is `true`.
+fn set_config_arguments(tokens: &mut Tokens<'_>) -> (Option<Vec<u8>>, bool) {
+    if tokens.next() != Some(Token::Other(b'(')) {
+        return (None, false);
+    }
+    let mut depth = 1;
+    let mut argument: Vec<Token<'_>> = Vec::new();
+    let mut first = None;
+    while depth > 0 {
+        let Some(token) = tokens.next() else { return (None, false) };
+        match token {
+            Token::Semicolon => return (None, false),
+            Token::Other(b'(') => depth += 1,
+            Token::Other(b')') => depth -= 1,
+            Token::Other(b',') if depth == 1 => {
+                first = first.or(Some(std::mem::take(&mut argument)));
+                argument.clear();
+                continue;
+            }
+            _ => {}
+        }
+        if depth > 0 && argument.len() < MAX_SET_WORDS {
+            argument.push(token);
+        }
+    }
+    let is_local = matches!(argument[..], [Token::Word(word)] if word.eq_ignore_ascii_case(b"true"));
+    let name = match first.as_deref() {
+        Some([Token::Literal(name)]) => Some(name.to_vec()),
+        _ => None,
+    };
+    (name, is_local)
+}

@@ -35,7 +35,7 @@ impl Relay {
             if sending {
                 step = Step::Moved;
             }
-            if self.parking && self.tracker.is_idle() && !self.up.has_unsent() && self.stop_down.is_none() {
+            if self.parking && self.may_leave() && self.stop_down.is_none() {
                 return Step::Event(Event::Parked);
             }
             if let Some(event) = self.stop_down.take() {
@@ -97,11 +97,20 @@ impl Relay {
                     self.dropping_down &= !self.down.at_boundary();
                 }
                 Front::Part(bytes) => self.down.pass(bytes),
+                Front::Whole(header) if self.is_for_us(header, header.total) => {
+                    self.down.remove(header.total)
+                }
+                Front::Large(header) if self.is_for_us(header, self.down.unjudged().len()) => {
+                    self.dropping_down = true;
+                    self.down.begin_large(header);
+                }
                 Front::Whole(header) => match header.tag {
+                    b'1' if !self.is_dropping() => {
+                        self.tracker.parse_complete();
+                        self.down.pass(header.total);
+                    }
                     // Rows, and what frames them: the bulk of all messages.
-                    b'D' | b'T' | b'd' | b'1' | b'2' | b'n' | b't' | b'3' | b's' | b'I'
-                        if !self.is_dropping() =>
-                    {
+                    b'D' | b'T' | b'd' | b'2' | b'n' | b't' | b'3' | b's' | b'I' if !self.is_dropping() => {
                         self.down.pass(header.total);
                     }
                     _ => {
@@ -194,6 +203,7 @@ impl Relay {
         match header.tag {
             b'Z' => self.tracker.ready(body.first().copied().unwrap_or(b'I')),
             b'C' => self.tracker.complete(body),
+            b'1' => self.tracker.parse_complete(),
             b'G' => self.tracker.copy_in_response(),
             b'K' if let Some((pid, secret)) = backend_key(body) => self.note_backend(pid, secret),
             _ if self.role != Role::Entry => {}
@@ -202,7 +212,7 @@ impl Relay {
                     && let Some((value, _)) = c_string(rest)
                     && self.params.set(name, value)
                 {
-                    self.tracker.parameter(name);
+                    self.tracker.parameter();
                 }
             }
             b'E' => return self.judge_error(header, seen, judged),

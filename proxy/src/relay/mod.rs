@@ -9,6 +9,7 @@
 
 mod abort;
 pub mod down;
+mod inquire;
 mod up;
 
 use crate::gate::pass::Pass;
@@ -18,6 +19,7 @@ use crate::session::params::Params;
 use crate::stream::Stream;
 use crate::wire::control::Control;
 use crate::wire::egress::Egress;
+use crate::wire::inquiry::Inquiry;
 use crate::wire::lane::Lane;
 use crate::wire::tracker::Tracker;
 pub use abort::Abort;
@@ -29,6 +31,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
 
 /// Bytes of a request to a remote gate that are kept, to send them again if they provably never reached Postgres.
 const MAX_REPLAY_BYTES: usize = 64 * 1024;
@@ -109,8 +112,6 @@ struct Replay {
     whole: bool,
     /// Where in the stream to the gate it begins.
     start: u64,
-    /// The session held state before it.
-    had_state: bool,
 }
 
 #[derive(Debug)]
@@ -136,6 +137,10 @@ pub struct Relay {
     pub fatal_sent: bool,
     /// What was sent may have turned off what the guard relies on: ends of transactions wait for evidence.
     pub unguarded: bool,
+    /// What the server is being asked on the session's behalf.
+    inquiry: Option<Box<Inquiry>>,
+    /// When it will be asked.
+    inquire_at: Option<Pin<Box<Sleep>>>,
     seen_signals: u32,
     seen_activity: Activity,
     /// Bytes judged since the server was attached.
@@ -170,7 +175,7 @@ impl Relay {
             server: None,
             up: Lane::default(),
             down: Lane::default(),
-            tracker: Tracker::default(),
+            tracker: if role == Role::Entry { Tracker::remembering() } else { Tracker::default() },
             seen_signals: slot.signals(),
             slot,
             params: Params::default(),
@@ -179,6 +184,8 @@ impl Relay {
             abort: None,
             fatal_sent: false,
             unguarded: false,
+            inquiry: None,
+            inquire_at: None,
             seen_activity: Activity::new(0, false),
             sent_up: 0,
             replay: Replay::default(),
@@ -209,6 +216,8 @@ impl Relay {
         self.down.discard_unjudged();
         self.up.discard_unsent();
         self.refused = 0;
+        self.inquiry = None;
+        self.inquire_at = None;
         self.parking = false;
         self.dropping_down = false;
         self.holds_end = false;
@@ -241,7 +250,7 @@ impl Relay {
             return false;
         }
         self.up.discard_unsent();
-        self.tracker.take_back(!self.replay.had_state);
+        self.tracker.reset();
         let bytes = std::mem::take(&mut self.replay.bytes);
         self.up.put_back(&bytes);
         true
@@ -278,6 +287,7 @@ impl Relay {
             match self.poll_up(cx) {
                 Step::Event(event) => return Poll::Ready(event),
                 Step::Moved => self.note_activity(),
+                Step::Stuck if self.poll_inquire(cx) => {}
                 Step::Stuck => {
                     self.note_activity();
                     return Poll::Pending;

@@ -132,7 +132,8 @@ impl Relay {
     /// out.)
     #[inline]
     fn may_judge_up(&mut self) -> bool {
-        if self.begins_nothing() {
+        // The server is answering a question of ours.
+        if self.begins_nothing() || self.inquiry.is_some() {
             return false;
         }
         let idle = self.tracker.is_idle();
@@ -195,13 +196,12 @@ impl Relay {
         };
         self.unguarded |= marks.has(Marks::UNGUARDED);
         let quiet = self.tracker.is_quiet();
-        let had_state = quiet && !self.tracker.kept().is_empty();
         if refused {
             let other = guard::refused_message(header.tag, body);
             let tag = other[0];
             // Nothing is told of its text: it does nothing.
             self.tracker.front(tag, &other[HEADER_BYTES..], Marks::default());
-            self.note_request(quiet, had_state, &other);
+            self.note_request(quiet, &other);
             self.up.replace(header.total, &other);
             self.sent_up += other.len() as u64;
             self.refused += 1;
@@ -212,7 +212,7 @@ impl Relay {
             return false;
         }
         if self.keeps_replay() {
-            self.begin_replay(quiet, had_state);
+            self.begin_replay(quiet);
             let message = &self.up.unjudged()[..header.total];
             append_replay(&mut self.replay, message);
         }
@@ -228,7 +228,7 @@ impl Relay {
     #[cold]
     fn begin_large_up(&mut self, header: Header) -> bool {
         let body = &self.up.unjudged()[HEADER_BYTES..];
-        if !self.tracker.front(header.tag, body, Marks::default()) {
+        if !self.tracker.front_of_large(header.tag, body) {
             self.malformed("invalid frontend message type");
             return false;
         }
@@ -273,19 +273,18 @@ impl Relay {
     }
 
     /// A message follows; one that comes when all is quiet begins a request.
-    fn begin_replay(&mut self, quiet: bool, had_state: bool) {
+    fn begin_replay(&mut self, quiet: bool) {
         if quiet {
             self.replay.bytes.clear();
             self.replay.bytes.shrink_to(IDLE_REPLAY_BYTES);
             self.replay.whole = true;
             self.replay.start = self.sent_up;
-            self.replay.had_state = had_state;
         }
     }
 
-    fn note_request(&mut self, quiet: bool, had_state: bool, message: &[u8]) {
+    fn note_request(&mut self, quiet: bool, message: &[u8]) {
         if self.keeps_replay() {
-            self.begin_replay(quiet, had_state);
+            self.begin_replay(quiet);
             append_replay(&mut self.replay, message);
         }
     }

@@ -9,20 +9,25 @@ pub mod follow;
 pub mod hello;
 pub mod login;
 pub mod params;
+pub mod rebuild;
 pub mod shared;
 
 use crate::cancel::CancelKey;
-use crate::config::{FAREWELL_DEADLINE, LAST_WORD};
+use crate::config::{FAREWELL_DEADLINE, LAST_WORD, RETRY_PAUSE};
 use crate::gate::door::Door;
 use crate::gate::serve::barrier;
 use crate::relay::{Event, Relay, down};
 use crate::route::{Place, Target, place};
 use crate::wire::control::{Control, End};
+use crate::wire::inquiry::makings;
 use crate::wire::reply::{ErrorReply, parameter_status};
 use crate::wire::tracker::Loss;
+use attach::Attached;
 use follow::{Denied, Primary};
 use quorate_throttle::Permit;
+use rebuild::{Failure, rebuild};
 use shared::{RouteEntry, Shared};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -198,13 +203,31 @@ impl Session {
     async fn attach(&mut self) -> Next {
         let until = Instant::now() + self.shared.config.hold;
         let slot = Arc::clone(&self.relay.slot);
-        let attached = tokio::select! {
-            attached = self.shared.attach(&slot, &self.target, &self.parameters, until) => attached,
+        let kept = self.relay.tracker.kept();
+        let all = makings(kept.known(), kept.statements());
+        let attaching = async {
+            loop {
+                let mut attached = self.shared.attach(&slot, &self.target, &self.parameters, until).await?;
+                match rebuild(&mut attached.server.stream, &mut attached.answer, &all).await {
+                    Ok(failed) => return Ok((attached, failed)),
+                    Err(Failure::Refused { what, why }) => {
+                        return Err(Denied::Ours(not_rebuilt(&what, &why)));
+                    }
+                    // The next attempt finds where the primary is now, or ends in time.
+                    Err(Failure::Lost) => tokio::time::sleep(RETRY_PAUSE).await,
+                }
+            }
+        };
+        let attached: Result<(Attached, _), Denied> = tokio::select! {
+            attached = attaching => attached,
             () = self.relay.client_gone() => return Next::End,
             () = self.shared.stop.cancelled() => Err(Denied::Ours(stopping())),
         };
         let attached = match attached {
-            Ok(attached) => attached,
+            Ok((attached, failed)) => {
+                failed.iter().for_each(|name| self.relay.tracker.forget_statement(name));
+                attached
+            }
             Err(Denied::Ours(error)) if error.severity == "ERROR" => {
                 self.relay.abort_with(error.bytes());
                 return Next::GoOn;
@@ -215,8 +238,10 @@ impl Session {
                 return Next::End;
             }
         };
+        // What was said last of each, and is not what the client knows.
+        let last: BTreeMap<_, _> = attached.answer.params.iter().map(|(name, value)| (name, value)).collect();
         let mut changes = Vec::new();
-        for (name, value) in &attached.answer.params {
+        for (name, value) in last {
             if self.relay.params.set(name, value) {
                 parameter_status(&mut changes, name, value);
             }
@@ -247,6 +272,15 @@ impl Session {
         // A client that does not listen is not waited for.
         let _ = timeout(FAREWELL_DEADLINE, self.relay.flush_client()).await;
     }
+}
+
+fn not_rebuilt(what: &str, why: &str) -> ErrorReply {
+    ErrorReply::fatal(
+        "57P01",
+        format!("the session's server is gone, and {what} could not be made at the new one"),
+    )
+    .detail(format!("The new server says: {why}"))
+    .hint("Connect again, and make it anew.")
 }
 
 fn aborted(why: &str) -> ErrorReply {

@@ -3,6 +3,7 @@
 pub mod control;
 pub mod egress;
 pub mod header;
+pub mod inquiry;
 pub mod kept;
 pub mod lane;
 pub mod reply;

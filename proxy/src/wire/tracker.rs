@@ -5,8 +5,9 @@
 //! request that might have committed something counts as one that did.
 
 use super::header::c_string;
+use super::inquiry::{Known, statement_name};
 use super::kept::Kept;
-use crate::guard::Marks;
+use crate::guard::{self, Marks};
 use std::collections::VecDeque;
 
 /// Requests without an answer that a session may have; above this the relay stops reading from the client.
@@ -17,7 +18,8 @@ pub const MAX_OUTSTANDING: usize = 64 * 1024;
 enum Wait {
     /// Query or FunctionCall.
     Simple,
-    Sync,
+    /// And how many Parse messages had been sent before it.
+    Sync(u32),
     CopyEnd,
 }
 
@@ -59,6 +61,8 @@ pub struct Tracker {
     /// The transaction block of the last ReadyForQuery has ended since, within a request of several statements.
     ended_block: bool,
     kept: Kept,
+    /// Whether the session will be moved by whoever keeps this: what its backend holds is remembered.
+    remembers: bool,
     /// Requests begun, for those who have to tell one from the next.
     requests: u64,
 }
@@ -79,12 +83,18 @@ impl Default for Tracker {
             watches_binds: false,
             ended_block: false,
             kept: Kept::default(),
+            remembers: false,
             requests: 0,
         }
     }
 }
 
 impl Tracker {
+    /// One that remembers what a backend holds for the session.
+    pub fn remembering() -> Tracker {
+        Tracker { remembers: true, ..Tracker::default() }
+    }
+
     /// No answer is outstanding and no request begun.
     #[inline]
     pub fn is_quiet(&self) -> bool {
@@ -126,18 +136,28 @@ impl Tracker {
         (self.answers, self.batch)
     }
 
-    /// A message of the client. `body` is all of it or its beginning; `marks` of its text, if it has one.
-    /// False: PostgreSQL knows no such message.
+    /// A message of the client; `marks` of its text, if it has one. False: PostgreSQL knows no such message.
     #[inline]
     pub fn front(&mut self, tag: u8, body: &[u8], marks: Marks) -> bool {
+        self.message(tag, body, marks, true)
+    }
+
+    /// As [`Tracker::front`], of a large message whose beginning is `body`; more of its text follows by
+    /// [`Tracker::more_text`].
+    pub fn front_of_large(&mut self, tag: u8, body: &[u8]) -> bool {
+        self.message(tag, body, Marks::default(), false)
+    }
+
+    #[inline]
+    fn message(&mut self, tag: u8, body: &[u8], marks: Marks, whole: bool) -> bool {
         match tag {
             b'Q' => {
                 self.begin(Wait::Simple);
                 self.executes = true;
                 self.commits |= marks.has(Marks::MAY_COMMIT);
-                self.text(marks);
+                self.text(body, marks);
             }
-            b'P' => self.parse(body, marks),
+            b'P' => self.parse(body, marks, whole),
             b'B' => self.bind(body),
             b'E' => {
                 self.extend();
@@ -156,7 +176,7 @@ impl Tracker {
             // Within a COPY the server ignores it.
             b'S' if self.copy_in => {}
             b'S' => {
-                self.begin(Wait::Sync);
+                self.begin(Wait::Sync(self.kept.parses_sent()));
                 self.batch = false;
             }
             b'F' => {
@@ -186,21 +206,30 @@ impl Tracker {
         self.batch = true;
     }
 
-    fn text(&mut self, marks: Marks) {
+    fn text(&mut self, text: &[u8], marks: Marks) {
+        self.marks(marks);
+        if self.remembers {
+            self.kept.settings(guard::own_settings(text, marks));
+        }
+    }
+
+    fn marks(&mut self, marks: Marks) {
         self.kept.text(marks);
         self.watches_binds |= marks.has(Marks::SET_CONFIG);
     }
 
-    fn parse(&mut self, body: &[u8], marks: Marks) {
+    fn parse(&mut self, body: &[u8], marks: Marks, whole: bool) {
         self.extend();
-        let name = c_string(body).map_or(body, |(name, _)| name);
+        let name = statement_name(body);
         if name.is_empty() {
             self.unnamed_commits = marks.has(Marks::MAY_COMMIT);
         } else {
             self.named_commits |= marks.has(Marks::MAY_COMMIT);
-            self.kept.prepare(name);
         }
-        self.text(marks);
+        if self.remembers {
+            self.kept.prepare(name, body, whole);
+        }
+        self.text(body.get(name.len() + 1..).unwrap_or_default(), marks);
     }
 
     fn bind(&mut self, body: &[u8]) {
@@ -215,7 +244,7 @@ impl Tracker {
 
     /// More of a large text was sent.
     pub fn more_text(&mut self, marks: Marks) {
-        self.text(marks);
+        self.marks(marks);
         self.commits |= marks.has(Marks::MAY_COMMIT);
         self.unnamed_commits |= marks.has(Marks::MAY_COMMIT);
         self.named_commits |= marks.has(Marks::MAY_COMMIT);
@@ -234,6 +263,9 @@ impl Tracker {
     #[inline]
     pub fn ready(&mut self, status: u8) {
         while let Some(wait) = self.waits.pop_front() {
+            if let Wait::Sync(parses) = wait {
+                self.kept.synced(parses);
+            }
             if wait != Wait::CopyEnd {
                 self.answers -= 1;
                 break;
@@ -249,6 +281,9 @@ impl Tracker {
             self.executes = false;
             self.commits = false;
             self.waits.clear();
+            if status == b'I' {
+                self.kept.settle();
+            }
         }
     }
 
@@ -264,7 +299,7 @@ impl Tracker {
         }
         while let Some(wait) = self.waits.front() {
             match wait {
-                Wait::Sync => {
+                Wait::Sync(_) => {
                     self.waits.pop_front();
                     self.answers -= 1;
                     if self.waits.is_empty() {
@@ -305,27 +340,43 @@ impl Tracker {
         self.kept.complete(command);
     }
 
+    /// `ParseComplete`.
+    #[inline]
+    pub fn parse_complete(&mut self) {
+        self.kept.parse_complete();
+    }
+
     /// A ParameterStatus after startup, its value different from before.
-    pub fn parameter(&mut self, name: &[u8]) {
-        self.kept.parameter(name);
+    pub fn parameter(&mut self) {
+        self.kept.parameter();
+        if self.is_idle() {
+            self.kept.settle();
+        }
+    }
+
+    /// The server was asked what it holds, and said this.
+    pub fn learn(&mut self, known: Option<Known>) {
+        self.kept.learn(known);
+    }
+
+    /// A statement could not be prepared again.
+    pub fn forget_statement(&mut self, name: &[u8]) {
+        self.kept.close(name);
     }
 
     /// The backend is gone: what of the session is gone with it?
     pub fn loss(&self) -> Loss {
         if self.is_idle() {
-            return self.state_or(Loss::Keep);
+            return self.kept.describe().map_or(Loss::Keep, Loss::State);
         }
+        let aborted = || self.kept.describe_after_abort().map_or(Loss::Aborted, Loss::State);
         let alone = self.answers + usize::from(self.batch) <= 1;
         if self.in_transaction() {
             // Of several requests in flight the first may have ended the transaction.
             let certain = self.is_quiet() || !self.executes || (alone && !self.commits);
-            return if certain { self.state_or(Loss::Aborted) } else { Loss::Unknown };
+            return if certain { aborted() } else { Loss::Unknown };
         }
-        if self.executes { Loss::Unknown } else { self.state_or(Loss::Aborted) }
-    }
-
-    fn state_or(&self, otherwise: Loss) -> Loss {
-        self.kept.describe().map_or(otherwise, Loss::State)
+        if self.executes { Loss::Unknown } else { aborted() }
     }
 
     /// Whether the answer that comes next is that of a Query.
@@ -333,16 +384,20 @@ impl Tracker {
         self.waits.front() == Some(&Wait::Simple)
     }
 
-    /// The request in flight never reached a server. With `forget`, nothing was kept before it, so what is kept now
-    /// is of it alone.
-    pub fn take_back(&mut self, forget: bool) {
-        let kept = if forget { Kept::default() } else { std::mem::take(&mut self.kept) };
-        *self = Tracker { requests: self.requests, kept, ..Tracker::default() };
-    }
-
-    /// The session has been told of the loss and starts anew, with nothing in flight.
+    /// Nothing is in flight any more: it never reached a server, or the session has been told that it was lost.
     pub fn reset(&mut self) {
-        *self = Tracker { requests: self.requests, ..Tracker::default() };
+        let mut kept = std::mem::take(&mut self.kept);
+        kept.forget_fresh();
+        *self = Tracker {
+            kept,
+            requests: self.requests,
+            remembers: self.remembers,
+            // Of statements that are prepared again.
+            unnamed_commits: self.unnamed_commits,
+            named_commits: self.named_commits,
+            watches_binds: self.watches_binds,
+            ..Tracker::default()
+        };
     }
 }
 

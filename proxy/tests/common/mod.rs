@@ -481,3 +481,18 @@ pub async fn number(client: &Client, sql: &str) -> Result<i64, tokio_postgres::E
     });
     Ok(value.and_then(|v| v.parse().ok()).unwrap_or(-1))
 }
+
+/// Waits until so many sessions of clients have last been asked what they hold.
+pub async fn asked(postgres: &Postgres, sessions: i64) {
+    let admin = postgres.admin().await;
+    let until = Instant::now() + 10 * SECOND;
+    let sql = "select count(*) from pg_stat_activity where state = 'idle' and usename = 'demo' and query like '%pg_listening_channels%'";
+    loop {
+        let count = number(&admin, sql).await.unwrap();
+        if count == sessions {
+            return;
+        }
+        assert!(Instant::now() < until, "{count} of {sessions} sessions were asked");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -38,13 +38,14 @@ fn tell(tracker: &mut Tracker, front: bool, tag: u8, body: &[u8]) {
     match tag {
         b'Z' => tracker.ready(body[0]),
         b'C' => tracker.complete(body),
+        b'1' => tracker.parse_complete(),
         b'G' => tracker.copy_in_response(),
         _ => {}
     }
 }
 
 fn run(steps: &[Step]) -> Tracker {
-    let mut tracker = Tracker::default();
+    let mut tracker = Tracker::remembering();
     for step in steps {
         match step {
             Step::Front(tag, body) => tell(&mut tracker, true, *tag, body),
@@ -114,10 +115,7 @@ fn a_commit_prepared_earlier_is_remembered() {
 #[test]
 fn a_batch_that_executed_nothing_is_certain() {
     assert_eq!(run(&[parse("", "insert"), f(b'D'), f(b'S')]).loss(), Loss::Aborted);
-    assert_eq!(
-        run(&[parse("s", "insert"), f(b'D'), f(b'S')]).loss(),
-        Loss::State("named prepared statement \"s\"".into())
-    );
+    assert_eq!(run(&[parse("s", "insert"), f(b'D'), f(b'S')]).loss(), Loss::Aborted);
 }
 
 #[test]
@@ -158,6 +156,36 @@ fn unknown_messages_are_told() {
     assert!(!Tracker::default().front(0, b"", Marks::default()));
 }
 
+#[test]
+fn what_was_kept_decides_only_as_far_as_it_is_lost() {
+    let one = || Step::Back(b'1', Vec::new());
+    let prepared = run(&[parse("s", "select 1"), f(b'S'), one(), z(b'I')]);
+    assert_eq!(prepared.loss(), Loss::Keep);
+    assert_eq!(prepared.kept().statements().len(), 1);
+    let begun = [q("begin"), done("BEGIN"), z(b'T'), q("set a.b = 1"), done("SET"), z(b'T')];
+    assert_eq!(run(&begun).loss(), Loss::Aborted, "the setting goes with its transaction");
+    let ended = [&begun[..], &[q("commit"), done("COMMIT"), z(b'I')]].concat();
+    let mut tracker = run(&ended);
+    assert!(matches!(tracker.loss(), Loss::State(_)), "nobody was asked yet");
+    assert_eq!(tracker.kept().names(), [b"a.b"[..].into()]);
+    tracker.learn(Some(Known::default()));
+    assert_eq!(tracker.loss(), Loss::Keep);
+    let locked = [q("begin"), z(b'T'), q("select pg_advisory_lock(1)"), done("SELECT 1"), z(b'T')];
+    assert!(matches!(run(&locked).loss(), Loss::State(_)), "a lock of the session is not of its transaction");
+    let mut lost =
+        run(&[parse("c", "commit"), f(b'S'), one(), z(b'I'), q("begin"), z(b'T'), parse("d", "x")]);
+    lost.reset();
+    assert!(lost.is_idle());
+    assert_eq!(lost.kept().statements().len(), 1, "what was prepared before stays");
+    for step in [q("begin"), z(b'T'), bind("c"), f(b'E'), f(b'S')] {
+        match step {
+            Step::Front(tag, body) => tell(&mut lost, true, tag, &body),
+            Step::Back(tag, body) => tell(&mut lost, false, tag, &body),
+        }
+    }
+    assert_eq!(lost.loss(), Loss::Unknown, "and is known to commit");
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         Just(q("select 1")),
@@ -171,6 +199,7 @@ fn step() -> impl Strategy<Value = Step> {
         Just(f(b'd')),
         Just(f(b'c')),
         Just(g()),
+        Just(Step::Back(b'1', Vec::new())),
         Just(z(b'I')),
         Just(z(b'T')),
         Just(done("SET")),
@@ -185,7 +214,7 @@ proptest! {
     #[test]
     fn cuts_do_not_matter(steps in prop::collection::vec(step(), 0..30), cuts in prop::collection::vec(1usize..5000, 1..40)) {
         let expected = run(&steps);
-        let mut tracker = Tracker::default();
+        let mut tracker = Tracker::remembering();
         let (mut up, mut down) = (Lane::default(), Lane::default());
         let mut cuts = cuts.iter().cycle();
         for step in &steps {

@@ -1,0 +1,65 @@
+//! Asking the server what it holds for the session, between the client's requests.
+//!
+//! Whether a session can be moved when its server is lost depends on that, and afterwards nobody can be asked. So once
+//! something may have changed and the session has been quiet for a moment, a question of ours goes to the server; its
+//! answer stays here. What the client sends meanwhile waits for the answer, as it would wait for any request before it.
+
+use super::{Relay, Role};
+use crate::config::INQUIRE_AFTER;
+use crate::wire::header::{HEADER_BYTES, Header};
+use crate::wire::inquiry::{Heard, Inquiry};
+use std::task::Context;
+
+impl Relay {
+    /// Between transactions, with everything known that is to be taken along.
+    pub(super) fn may_leave(&self) -> bool {
+        self.tracker.is_idle() && !self.up.has_unsent() && self.inquiry.is_none() && !self.may_inquire()
+    }
+
+    fn may_inquire(&self) -> bool {
+        self.role == Role::Entry
+            && self.tracker.kept().is_stale()
+            && self.tracker.is_idle()
+            && self.inquiry.is_none()
+            && self.server.as_ref().is_some_and(|server| !server.deaf && !server.told_end)
+            && self.abort.is_none()
+            && !self.client_ended
+            && !self.up.has_unsent()
+            && !self.up.has_unjudged()
+            && self.up.at_boundary()
+    }
+
+    /// Asks, when it is time to. True: it was asked.
+    pub(super) fn poll_inquire(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.may_inquire() {
+            return false;
+        }
+        if !self.parking {
+            let at = self.inquire_at.get_or_insert_with(|| Box::pin(tokio::time::sleep(INQUIRE_AFTER)));
+            if at.as_mut().poll(cx).is_pending() {
+                return false;
+            }
+        }
+        self.inquire_at = None;
+        let question = Inquiry::question(self.tracker.kept().names());
+        self.up.insert(&question);
+        self.sent_up += question.len() as u64;
+        self.inquiry = Some(Box::default());
+        true
+    }
+
+    /// Whether a message of the server, of which `seen` bytes are there, answers our question.
+    pub(super) fn is_for_us(&mut self, header: Header, seen: usize) -> bool {
+        let Some(inquiry) = &mut self.inquiry else { return false };
+        let body = &self.down.unjudged()[HEADER_BYTES..seen];
+        match inquiry.hear(header.tag, body, seen == header.total) {
+            Heard::Others => return false,
+            Heard::Ours => {}
+            Heard::End => {
+                let inquiry = self.inquiry.take().unwrap_or_default();
+                self.tracker.learn(inquiry.conclude());
+            }
+        }
+        true
+    }
+}
