@@ -30,8 +30,8 @@ pub struct Operation {
     /// The node whose coordinator carries it out.
     pub owner: Option<NodeId>,
     pub state: OperationState,
-    /// Unix milliseconds, as the proposer's clock had it; for people, and for the limit of the whole operation.
-    /// Never for a decision that safety rests on.
+    /// Unix milliseconds, as the proposer's clock had it: for people. No decision rests on them, because the clocks of
+    /// different nodes are not compared.
     pub started_ms: u64,
     pub updated_ms: u64,
 }
@@ -101,11 +101,6 @@ pub enum OperationState {
 }
 
 impl Operation {
-    /// Unix milliseconds at which it is given up.
-    pub fn deadline_ms(&self) -> u64 {
-        self.started_ms.saturating_add(self.kind.limit_ms())
-    }
-
     /// Whether it can still be cancelled, or why not.
     pub fn can_be_cancelled(&self) -> Result<(), &'static str> {
         match (&self.state, &self.kind, &self.step) {
@@ -176,8 +171,8 @@ impl OperationKind {
         }
     }
 
-    /// How long one may take before it is given up, milliseconds. A copy takes as long as there is data, so the limit
-    /// of a move is there for what hangs, not for what is slow.
+    /// How long one may take in the hands of one coordinator before it is given up, milliseconds. A copy takes as long
+    /// as there is data, so the limit of a move is there for what hangs, not for what is slow.
     pub fn limit_ms(&self) -> u64 {
         const MINUTE: u64 = 60_000;
         match self {

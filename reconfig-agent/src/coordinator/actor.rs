@@ -6,7 +6,7 @@ mod proposals;
 use super::nodes::Nodes;
 use super::steps::Laps;
 use super::{Event, failpoint, is_past};
-use crate::decide::{self, Act, Heard, Note, Progress, Timers, Trigger, View};
+use crate::decide::{self, Act, Claim, Heard, Note, Progress, Timers, Trigger, View};
 use crate::map::{Leader, Map, ProposeError};
 use proposals::word_of;
 use quorate_model::{
@@ -58,7 +58,7 @@ pub(super) struct Actor {
     /// A proposal of this version is under way or not yet visible here.
     proposing: BTreeMap<DatabaseId, Proposing>,
     /// Operations taken over since this node leads, and those being taken over.
-    claims: BTreeMap<OperationId, u32>,
+    claims: BTreeMap<OperationId, Claim>,
     claiming: BTreeSet<OperationId>,
 }
 

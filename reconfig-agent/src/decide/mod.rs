@@ -19,7 +19,7 @@ pub mod view;
 
 pub use order::{Behalf, Failure, Fenced, Order, OrderKind, Promoted, Reply, What};
 pub use timers::Timers;
-pub use view::{Health, Heard, NodeDown, Progress, Trigger, View};
+pub use view::{Claim, Health, Heard, NodeDown, Progress, Trigger, View};
 
 #[cfg(test)]
 mod tests;

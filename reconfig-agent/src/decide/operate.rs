@@ -7,7 +7,7 @@
 
 use super::reconfigure::{allowed, barrier};
 use super::settle::joined;
-use super::view::{Progress, View};
+use super::view::{Health, Progress, View};
 use super::{Act, Behalf, Note, OrderKind, What, order};
 use quorate_model::operation::MAX_ATTEMPTS;
 use quorate_model::{
@@ -19,6 +19,13 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Before anything is given up, whoever can be reached is asked once more for so long, milliseconds: longer than a
 /// fence may take to answer.
 const LAST_CHANCE_MS: u64 = 3_000;
+
+/// How long a coordinator leaves an operation to whoever took it from it, milliseconds: longer than two take themselves
+/// for the leader.
+const RECLAIM_MS: u64 = 2_000;
+
+/// How long a switchover that was taken over waits for its target to follow again, milliseconds.
+const RETURN_MS: u64 = 15_000;
 
 /// The operation on a database, as far as this coordinator is concerned.
 pub enum UnderWay<'a> {
@@ -35,7 +42,9 @@ pub fn running<'a>(view: &'a View<'_>, database: &Database) -> Option<&'a Operat
 pub fn under_way<'a>(view: &'a View<'_>, database: &Database) -> UnderWay<'a> {
     match running(view, database) {
         None => UnderWay::Nothing,
-        Some(o) if o.owner == Some(view.me) && view.claims.get(&o.id) == Some(&o.attempt) => {
+        Some(o)
+            if o.owner == Some(view.me) && view.claims.get(&o.id).is_some_and(|c| c.attempt == o.attempt) =>
+        {
             UnderWay::Mine(o)
         }
         Some(_) => UnderWay::Elsewhere,
@@ -49,10 +58,14 @@ fn mine<'a>(view: &'a View<'_>, database: &Database) -> Option<&'a Operation> {
     }
 }
 
-/// Takes over what is under way and not this coordinator's.
+/// Takes over what is under way and not this coordinator's. What was taken from it is left alone for a while: a leader
+/// that does not know yet that it is none would otherwise take it back at every look, until no attempt is left.
 pub fn claim(view: &View<'_>, database: &Database) -> Option<Act> {
     let UnderWay::Elsewhere = under_way(view, database) else { return None };
     let operation = running(view, database)?;
+    if view.claims.contains_key(&operation.id) && held_for(view, operation) < RECLAIM_MS {
+        return None;
+    }
     Some(Act::Claim { operation: operation.id, attempt: operation.attempt })
 }
 
@@ -79,9 +92,16 @@ fn overdue(view: &View<'_>, operation: &Operation) -> Option<String> {
             operation.step
         ));
     }
-    let minutes = operation.kind.limit_ms() / 60_000;
-    (view.unix_ms > operation.deadline_ms())
-        .then(|| format!("not finished within {minutes} minutes; it stood at: {}", operation.step))
+    let limit_ms = operation.kind.limit_ms();
+    (held_for(view, operation) > limit_ms).then(|| {
+        format!("not finished within {} minutes; it stood at: {}", limit_ms / 60_000, operation.step)
+    })
+}
+
+/// For how long this coordinator has had the operation, milliseconds. Whoever takes it over begins anew: what bounds
+/// the whole is the number of attempts.
+fn held_for(view: &View<'_>, operation: &Operation) -> u64 {
+    view.claims.get(&operation.id).map_or(0, |claim| view.now_ms.saturating_sub(claim.since_ms))
 }
 
 fn end(operation: &Operation, state: OperationState, note: Note) -> Act {
@@ -203,6 +223,21 @@ pub fn dropping(view: &View<'_>, database: &Database) -> Vec<Act> {
     vec![end(operation, state, note)]
 }
 
+/// Whom a switchover whose freeze has begun wants as the primary, so that whoever elects in its middle knows.
+pub fn wished(view: &View<'_>, database: &Database) -> Option<ReplicaId> {
+    let operation = running(view, database)?;
+    let (OperationKind::Switchover { to }, Step::Switching { from, .. }) = (&operation.kind, &operation.step)
+    else {
+        return None;
+    };
+    match to {
+        Some(node) => database.replicas_on(*node).next(),
+        // The candidate that was chosen, or whoever is well.
+        None if database.current.primary != *from => Some(database.current.primary),
+        None => database.current.voters.iter().copied().find(|r| view.health(database, *r) == Health::Well),
+    }
+}
+
 /// What an operation asks for while the database is stable; `None` leaves it to its usual upkeep.
 pub fn stable(
     view: &View<'_>,
@@ -216,7 +251,7 @@ pub fn stable(
     match &operation.kind {
         OperationKind::CreateDatabase => Some(vec![end(operation, OperationState::Done, Note::Nothing)]),
         OperationKind::DropDatabase => None,
-        OperationKind::Switchover { to } => Some(switchover(view, database, progress, operation, *to)),
+        OperationKind::Switchover { to } => switchover(view, database, progress, operation, *to),
         OperationKind::MoveReplica { from, built, .. } => {
             move_replica(view, database, operation, *from, *built)
         }
@@ -254,32 +289,47 @@ fn switchover(
     progress: &Progress,
     operation: &Operation,
     to: Option<NodeId>,
-) -> Vec<Act> {
+) -> Option<Vec<Act>> {
     let primary = database.current.primary;
-    if let Step::Switching { from, attempt } = operation.step {
-        if from != primary {
-            return vec![end(operation, OperationState::Done, Note::Nothing)];
-        }
-        if attempt == operation.attempt {
-            return failed(operation, "the primary stayed: nobody else was as far");
-        }
-        // Its coordinator was lost before the old primary had stopped, and the old primary was elected again.
+    // However it came there: a failover in the middle may have fulfilled the wish too.
+    let is_there = match (to, &operation.step) {
+        (Some(node), _) => database.node_of(primary) == Some(node),
+        (None, Step::Switching { from, .. }) => *from != primary,
+        (None, _) => false,
+    };
+    if is_there {
+        return Some(vec![end(operation, OperationState::Done, Note::Nothing)]);
+    }
+    // In an earlier attempt its coordinator was lost on the way, and another than the target was elected: once more.
+    if let Step::Switching { from, attempt } = operation.step
+        && attempt == operation.attempt
+    {
+        let because = match from == primary {
+            true => "the primary stayed: nobody else was as far".to_owned(),
+            false => format!("{primary} became the primary: the target was not as far"),
+        };
+        return Some(failed(operation, because));
     }
     let target = match to {
         Some(node) => database.replicas_on(node).find(|r| database.current.voters.contains(r)),
         None => database.current.voters.iter().copied().find(|r| view.is_ready(database, *r)),
     };
     let Some(target) = target.filter(|r| view.is_ready(database, *r)) else {
-        return failed(operation, "the target does not follow the primary closely; see SHOW REPLICAS");
+        // Whoever takes it over may find a target that has just lost the primary that it followed.
+        if operation.attempt > 1 && held_for(view, operation) < RETURN_MS {
+            return None;
+        }
+        let because = "the target does not follow the primary closely; see SHOW REPLICAS";
+        return Some(failed(operation, because));
     };
     if !progress.checkpointed && progress.failures_of(OrderKind::Checkpoint, primary) == 0 {
         let mut acts: Vec<Act> = at(Some(operation), Step::Checkpointing).into_iter().collect();
         acts.extend(order(view, database, progress, primary, What::Checkpoint));
-        return acts;
+        return Some(acts);
     }
     let change = Change::Switch { coordinator: view.me, to: Some(target) };
     let step = Step::Switching { from: primary, attempt: operation.attempt };
-    vec![advance(operation, step, change, Note::Nothing)]
+    Some(vec![advance(operation, step, change, Note::Nothing)])
 }
 
 fn move_replica(
@@ -361,7 +411,7 @@ pub fn recover(view: &View<'_>, database: &Database, progress: &Progress) -> Opt
         .filter_map(|r| Some((r, progress.fences.get(&r)?.position?)))
         .filter(|(r, _)| database.node_of(*r).is_some_and(|n| !view.down.contains_key(&n)))
         .collect();
-    let asked_for = view.unix_ms.saturating_sub(operation.updated_ms);
+    let asked_for = held_for(view, operation);
     let reachable = |r: ReplicaId| database.node_of(r).is_some_and(|n| !view.down.contains_key(&n));
     if asked_for < LAST_CHANCE_MS && database.copies().any(|r| reachable(r) && !answered.contains_key(&r)) {
         return None;

@@ -16,11 +16,10 @@ fn is_mine(view: &View<'_>, database: &Database, progress: &Progress) -> bool {
 
 fn take_over(view: &View<'_>, database: &Database) -> Vec<Act> {
     let former = database.phase.coordinator().unwrap_or(view.me);
-    vec![Act::Elect(Trigger::new(
-        format!("coordinator {former} left the database {}", database.phase.name()),
-        view.me,
-        database.current.primary,
-    ))]
+    let reason = format!("coordinator {former} left the database {}", database.phase.name());
+    let wish = operate::wished(view, database);
+    let trigger = Trigger::new(reason, view.me, database.current.primary);
+    vec![Act::Elect(Trigger { switchover: wish.is_some(), wish, ..trigger })]
 }
 
 /// Electing and QuorumLost: fence everybody, judge the answers.
@@ -34,7 +33,7 @@ pub fn electing(view: &View<'_>, database: &Database, progress: &Progress) -> Ve
         .filter_map(|r| order(view, database, progress, r, What::Fence))
         .collect();
     let awaited = awaited(view, database, progress);
-    let wish = progress.trigger.as_ref().and_then(|t| t.wish);
+    let wish = progress.trigger.as_ref().and_then(|t| t.wish).or_else(|| operate::wished(view, database));
     let divergent = database.copies().filter(|r| is_divergent(view, *r)).collect();
     let ballot =
         Ballot { database, fences: &progress.fences, awaited: &awaited, divergent: &divergent, wish };

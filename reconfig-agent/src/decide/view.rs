@@ -41,8 +41,17 @@ pub struct View<'a> {
     pub down: &'a BTreeMap<NodeId, NodeDown>,
     pub reports: &'a BTreeMap<ReplicaId, Heard>,
     pub timers: &'a Timers,
-    /// Attempts of operations that this coordinator took over since it leads. It acts for no other.
-    pub claims: &'a BTreeMap<OperationId, u32>,
+    /// Operations that this coordinator took over since it leads. It acts for no other.
+    pub claims: &'a BTreeMap<OperationId, Claim>,
+}
+
+/// A coordinator's hold on an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Claim {
+    pub attempt: u32,
+    /// When it took the operation over, by its own monotonic milliseconds: its limits count from here, because the
+    /// clocks of different nodes are not compared.
+    pub since_ms: u64,
 }
 
 /// How a replica is, as far as its coordinator can tell.

@@ -12,7 +12,9 @@ use quorate_model::{
     Applied, Change, Command, Database, Epoch, GateReport, InstanceRole, Lsn, NodeId, Refusal, ReplicaId,
     ReplicaReport, ReplicaState, RunState, Timeline,
 };
-use quorate_reconfig_agent::decide::{Act, Failure, Heard, NodeDown, Progress, Reply, Timers, Trigger, View};
+use quorate_reconfig_agent::decide::{
+    Act, Claim, Failure, Heard, NodeDown, Progress, Reply, Timers, Trigger, View,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -20,8 +22,8 @@ use std::sync::Arc;
 pub const FIRST_COORDINATOR: NodeId = NodeId(10);
 /// When every record was seen first.
 pub const EARLY: u64 = 1_000;
-/// When every delay but that of the slow replacement has passed.
-pub const LATE: u64 = 1_000_000;
+/// When every delay but those of the slow replacement and of operations' limits has passed.
+pub const LATE: u64 = 200_000;
 const NEVER: u64 = u64::MAX / 4;
 /// Failed orders are counted so far; more make no difference to any decision.
 const FAILURES_COUNTED: u32 = 3;
@@ -76,7 +78,7 @@ pub fn coordinate(state: &mut State, bounds: &Bounds, decisions: &Decisions, zom
             Act::Claim { operation, attempt } => {
                 let claim = Command::Claim { operation, attempt, owner: inner.me, now_ms: 0 };
                 if let Ok(Applied::Attempt(attempt)) = apply(state, claim) {
-                    inner.claims.insert(operation, attempt);
+                    inner.claims.insert(operation, Claim { attempt, since_ms: EARLY });
                 }
                 false
             }

@@ -4,7 +4,7 @@ use super::postgres::{Instance, Mode, Names};
 use crate::decisions::Quirk;
 use quorate_model::{Database, Epoch, GateReport, NodeId, OperationId, PartitionMap, ReplicaId};
 use quorate_reconfig_agent::agent::standing::Standing;
-use quorate_reconfig_agent::decide::{OrderKind, Progress, What};
+use quorate_reconfig_agent::decide::{Claim, OrderKind, Progress, What};
 use quorate_reconfig_agent::tunnel::Route;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
@@ -127,7 +127,7 @@ pub struct Coordinator {
     pub me: NodeId,
     pub progress: Progress,
     /// The attempts of operations that are its own.
-    pub claims: BTreeMap<OperationId, u32>,
+    pub claims: BTreeMap<OperationId, Claim>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

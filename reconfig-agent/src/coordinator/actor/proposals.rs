@@ -3,7 +3,7 @@
 use super::{Actor, Point, Proposal, Proposing, unix_ms};
 use crate::coordinator::steps::Laps;
 use crate::coordinator::{Event, failpoint};
-use crate::decide::{Progress, Trigger};
+use crate::decide::{Claim, Progress, Trigger};
 use crate::map::ProposeError;
 use quorate_model::{Applied, Change, Command, Database, DatabaseId, OperationId};
 
@@ -32,7 +32,7 @@ impl Actor {
             Ok(Applied::Attempt(attempt)) => {
                 tracing::info!(%operation, attempt, "taken over");
                 failpoint::hit(point.scope, "after", point.step);
-                self.claims.insert(operation, attempt);
+                self.claims.insert(operation, Claim { attempt, since_ms: self.now_ms() });
                 let map = self.watch.borrow().clone();
                 self.claims.retain(|id, _| map.operations.get(id).is_none_or(|o| !o.state.is_over()));
             }

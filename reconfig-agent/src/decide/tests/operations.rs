@@ -119,6 +119,62 @@ fn an_operation_survives_the_loss_of_its_executor_after_every_step() {
     }
 }
 
+/// The wish of a switchover is in its operation, not in the memory of whoever began it.
+#[test]
+fn a_switchover_reaches_its_target_through_an_election_by_another_coordinator() {
+    for lost_in in ["switching", "electing", "promoting"] {
+        let mut world = idle();
+        let id = switching(&mut world);
+        world.run_until(lost_in, |w| w.db().phase.name() == lost_in);
+        world.replace_coordinator();
+        // With the old primary gone too, replica 2 is as good a choice as the target.
+        world.lose_node(1);
+        world.run_until("ended", |w| w.operation(id).state.is_over());
+        assert_eq!(world.operation(id).state, OperationState::Done, "lost in {lost_in}");
+        assert_eq!(world.db().primary_node(), Some(NodeId(3)), "lost in {lost_in}");
+    }
+}
+
+#[test]
+fn a_failover_to_the_target_fulfils_a_switchover() {
+    let mut world = idle();
+    let (database, to, now_ms) = (world.id, Some(NodeId(2)), world.now);
+    let id = begin(&mut world, Command::BeginSwitchover { database, to, now_ms });
+    world.step();
+    world.lose_node(1);
+    world.run_until("ended", |w| w.operation(id).state.is_over());
+    assert_eq!(world.operation(id).state, OperationState::Done);
+    assert_eq!(world.db().primary_node(), to);
+}
+
+/// Whoever recorded it may have had another clock.
+#[test]
+fn the_clock_of_another_node_ends_no_operation() {
+    let mut world = idle();
+    world.now += 2 * OperationKind::CreateDatabase.limit_ms();
+    let (database, to) = (world.id, Some(NodeId(3)));
+    let id = begin(&mut world, Command::BeginSwitchover { database, to, now_ms: 0 });
+    world.run_until("ended", |w| w.operation(id).state.is_over());
+    assert_eq!(world.operation(id).state, OperationState::Done);
+}
+
+/// A leader that was replaced learns of it a little later. Until then both would take the operation from each other.
+#[test]
+fn two_that_take_themselves_for_the_leader_do_not_use_up_the_attempts() {
+    let mut world = idle();
+    let id = moving(&mut world);
+    let mut other = (NodeId(2), world.claims.clone(), world.progress.clone());
+    for _ in 0..100 {
+        world.step();
+        std::mem::swap(&mut world.me, &mut other.0);
+        std::mem::swap(&mut world.claims, &mut other.1);
+        std::mem::swap(&mut world.progress, &mut other.2);
+    }
+    world.run_until("ended", |w| w.operation(id).state.is_over());
+    assert_eq!(world.operation(id).state, OperationState::Done);
+    assert!(world.operation(id).attempt <= 4, "{:?}", world.operation(id));
+}
+
 /// I13: the commands of whoever was replaced are refused by the map.
 #[test]
 fn a_zombie_executor_is_refused() {

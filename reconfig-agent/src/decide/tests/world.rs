@@ -30,7 +30,7 @@ pub(super) struct World {
     /// The highest position that a client was told of, and who held it.
     pub acknowledged: Lsn,
     pub refused: Vec<Refusal>,
-    pub claims: BTreeMap<OperationId, u32>,
+    pub claims: BTreeMap<OperationId, Claim>,
     /// Every step that was recorded.
     pub steps: Vec<Step>,
     /// Whether rewinds succeed.
@@ -282,7 +282,7 @@ impl World {
                     let (owner, now_ms) = (self.me, self.now);
                     let claim = Command::Claim { operation, attempt, owner, now_ms };
                     let Ok(Applied::Attempt(attempt)) = self.map.apply(claim) else { panic!("not claimed") };
-                    self.claims.insert(operation, attempt);
+                    self.claims.insert(operation, Claim { attempt, since_ms: self.now });
                 }
                 Act::Advance { operation, attempt, step, change, .. } if change.is_none() || !changed => {
                     changed |= change.is_some();
