@@ -9,6 +9,7 @@ pub mod binaries;
 pub mod cluster;
 pub mod copies;
 pub mod driver;
+pub mod executor;
 pub mod failpoints;
 pub mod faults;
 pub mod gaps;

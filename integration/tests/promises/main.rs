@@ -7,6 +7,7 @@
 
 mod admin;
 mod commit;
+mod coordinator_loss;
 mod false_alarm;
 mod faults;
 mod force_recover;
@@ -14,12 +15,16 @@ mod idle_sessions;
 mod ledger;
 mod lose_node;
 mod lose_postmaster;
+mod moves;
+mod operations;
 mod pause_node;
 mod reach;
+mod recover_resumed;
 mod refusals;
 mod resume;
 mod rewind;
 mod switchover;
+mod switchover_loss;
 
 /// A file that nobody declares would be a promise that nobody tests.
 #[test]

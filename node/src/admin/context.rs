@@ -28,6 +28,8 @@ pub trait AdminContext: Send + Sync + 'static {
     async fn suspect(&self, node: NodeId) -> Result<(), ProposeError>;
     /// Arms a failpoint of this process; the reason, when it is not allowed to.
     fn failpoint(&self, name: &str, action: &str) -> Result<(), String>;
+    /// The failpoints that this process has passed.
+    fn failpoints_passed(&self) -> Vec<String>;
     /// A SCRAM-SHA-256 verifier in PostgreSQL's form, with a fresh salt.
     fn scram_verifier(&self, password: &str) -> String;
     /// Unix milliseconds.

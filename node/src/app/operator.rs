@@ -97,6 +97,10 @@ impl AdminContext for Operator {
         failpoint::arm(name, action)
     }
 
+    fn failpoints_passed(&self) -> Vec<String> {
+        failpoint::passed()
+    }
+
     fn scram_verifier(&self, password: &str) -> String {
         quorate_proxy::scram::verifier(password)
     }

@@ -7,11 +7,15 @@
 //!
 //! Names: `coordinator::<phase>::before_<order>`, `…::after_<order>` for orders, with `record_<change>` in place of the
 //! order for proposals of a change, and `coordinator::<operation>::before_<step>`, `…::after_<step>` for the steps of
-//! operations (`claim` and `end` among them).
+//! operations (`claim` and `end` among them). Which of them a coordinator comes by is not written down anywhere: an armed
+//! daemon remembers those that it passed, so that a test can see that it forgot none.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 static ARMED: AtomicBool = AtomicBool::new(false);
+static PASSED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// Reads the environment. Called once, when a node starts.
 pub fn arm_from_environment() -> Result<(), String> {
@@ -42,12 +46,18 @@ pub fn is_armed() -> bool {
     ARMED.load(Ordering::Relaxed)
 }
 
+/// The points that this process has passed. Empty unless the node was started for it.
+pub fn passed() -> Vec<String> {
+    PASSED.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+}
+
 /// Dies here, if it was told to.
 pub(super) fn hit(scope: &str, when: &str, step: &str) {
     if !is_armed() {
         return;
     }
     let name = format!("coordinator::{}::{when}_{}", scope.replace(' ', "_"), step.replace(' ', "_"));
+    PASSED.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
     if fail::eval(&name, |_| ()).is_some() {
         tracing::warn!(name, "dying at a failpoint");
         // As kill -9: at once.

@@ -1,7 +1,7 @@
-//! `FAILPOINT`: for tests of a coordinator's loss, on nodes that were started for it.
+//! `FAILPOINT`, `SHOW FAILPOINTS`: for tests of a coordinator's loss, on nodes that were started for it.
 
 use super::Spec;
-use crate::admin::answer::{Answer, Column};
+use crate::admin::answer::{Answer, Column, text};
 use crate::admin::error::AdminError;
 use crate::admin::order::{Order, Session};
 use std::sync::Arc;
@@ -35,5 +35,30 @@ impl Order for Failpoint {
             .failpoint(&self.name, &self.action)
             .map_err(|reason| AdminError::new("55000", reason))?;
         Ok(Answer::Done("FAILPOINT"))
+    }
+}
+
+pub const SHOW: Spec = Spec {
+    words: &["SHOW", "FAILPOINTS"],
+    syntax: "SHOW FAILPOINTS",
+    help: "",
+    parse: |_| Ok(Arc::new(ShowFailpoints)),
+};
+
+const COLUMNS: &[Column] = &[text("name")];
+
+/// The points that this daemon passed.
+#[derive(Debug)]
+struct ShowFailpoints;
+
+#[async_trait::async_trait]
+impl Order for ShowFailpoints {
+    fn columns(&self) -> &'static [Column] {
+        COLUMNS
+    }
+
+    async fn run(&self, session: &Session) -> Result<Answer, AdminError> {
+        let rows = session.context.failpoints_passed().into_iter().map(|name| vec![name.into()]).collect();
+        Ok(Answer::Rows { tag: "SHOW", columns: COLUMNS, rows })
     }
 }

@@ -68,6 +68,7 @@ pub const ORDERS: &[Spec] = &[
     drop_replica::SPEC,
     suspect_node::SPEC,
     failpoint::SPEC,
+    failpoint::SHOW,
     select::SPEC,
     settings::SET,
     settings::RESET,

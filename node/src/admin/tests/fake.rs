@@ -139,6 +139,10 @@ impl AdminContext for FakeCluster {
         Err("this node was not started with FAILPOINTS in its environment".to_owned())
     }
 
+    fn failpoints_passed(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     fn scram_verifier(&self, password: &str) -> String {
         format!("verifier of {} characters", password.len())
     }

@@ -1,0 +1,54 @@
+//! Promise: the coordinator may be lost at any step of a switchover, whether it is on the primary's node or not: another
+//! goes on, the primary comes to where it was wished, no acknowledged commit is lost.
+
+use crate::coordinator_loss::{FAILOVER, GAP_LIMIT, arrange, begin, end};
+use anyhow::{Context, ensure};
+use quorate_integration::cluster::HEAL_LIMIT;
+use quorate_integration::executor;
+use quorate_integration::{Cluster, DEMO_DATABASE, Ledger, Options, with_cluster};
+
+/// Each step of a switchover.
+const SWITCHOVER: &[&str] = &[
+    "switchover::before_claim",
+    "switchover::after_claim",
+    "switchover::after_checkpointing",
+    "stable::after_checkpoint",
+    "switchover::after_switching",
+    "switching::after_retire",
+    "electing::after_record_elect",
+    "electing::after_fence",
+    "electing::after_record_promote",
+    "promoting::after_promote",
+    "promoting::after_attach",
+    "promoting::after_barrier",
+    "promoting::after_open",
+    "promoting::after_record_stabilize",
+    "switchover::before_end",
+    "switchover::after_end",
+];
+
+#[test]
+fn the_loss_of_the_coordinator_in_a_switchover_loses_nothing() {
+    with_cluster(Options { failpoints: true, ..Options::default() }, async |cluster| {
+        let ledger = begin(cluster).await?;
+        for (round, point) in SWITCHOVER.iter().enumerate() {
+            switchover(cluster, &ledger, point, round % 2 == 1)
+                .await
+                .with_context(|| format!("lost at {point}, on the primary's node: {}", round % 2 == 1))?;
+        }
+        let scopes = ["electing", "promoting", "switching", "switchover"];
+        end(cluster, ledger, &scopes, &[SWITCHOVER, FAILOVER]).await
+    });
+}
+
+async fn switchover(cluster: &mut Cluster, ledger: &Ledger, point: &str, beside: bool) -> anyhow::Result<()> {
+    let (leader, before) = arrange(cluster, beside).await?;
+    // A secondary whose node lives through it, so that nothing but the coordinator's loss is in the way.
+    let target = before.secondaries().find(|r| r.node != leader.name).context("a target")?.node.clone();
+    let order = format!("SWITCHOVER DATABASE {DEMO_DATABASE} TO {target}");
+    executor::lose(cluster, &[], &order, point).await?;
+    ledger.progress(20, GAP_LIMIT).await.context("no commits after the coordinator's loss")?;
+    let after = cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?;
+    ensure!(after.primary()?.node == target, "the primary is on {}, not {target}", after.primary()?.node);
+    Ok(())
+}
