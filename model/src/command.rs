@@ -1,8 +1,8 @@
 //! What may be asked of the partition map, and how it refuses.
 
 use crate::{
-    Configuration, DatabaseId, Event, Lineage, NodeId, NodeRecord, OperationId, OperationState, Reads,
-    ReplicaId, ReplicaState, ServerId, Step,
+    Configuration, DatabaseId, DatabaseOption, Event, Lineage, NodeId, NodeRecord, OperationId,
+    OperationState, ReplicaId, ReplicaState, ServerId, Step,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -91,10 +91,10 @@ pub enum Command {
         now_ms: u64,
     },
     /// Changes an option of a database.
-    SetReads {
+    SetOption {
         server: String,
         name: String,
-        reads: Reads,
+        option: DatabaseOption,
     },
     /// Changes a database, if it still has that version.
     Reconfigure {

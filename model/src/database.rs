@@ -28,6 +28,7 @@ pub struct Database {
     /// Copies to keep, the primary included.
     pub copies: u32,
     pub reads: Reads,
+    pub commits: Commits,
 }
 
 /// When the primary's gate may release a result (DESIGN §5 *Reads*).
@@ -50,6 +51,45 @@ impl Reads {
 
     pub fn named(name: &str) -> Option<Reads> {
         [Reads::Lease, Reads::Confirm].into_iter().find(|r| r.name() == name)
+    }
+}
+
+/// What the acknowledgement of a commit rests on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Commits {
+    /// On Postgres, which waits for the quorum unless it was told not to, and on the guard, which refuses the telling.
+    #[default]
+    Guarded,
+    /// On the positions that a quorum has acknowledged, whatever Postgres was told.
+    Strict,
+}
+
+impl Commits {
+    pub fn name(self) -> &'static str {
+        match self {
+            Commits::Guarded => "guarded",
+            Commits::Strict => "strict",
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Commits> {
+        [Commits::Guarded, Commits::Strict].into_iter().find(|c| c.name() == name)
+    }
+}
+
+/// What an operator may choose for a database at any time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum DatabaseOption {
+    Reads(Reads),
+    Commits(Commits),
+}
+
+impl std::fmt::Display for DatabaseOption {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            DatabaseOption::Reads(reads) => write!(f, "reads = {}", reads.name()),
+            DatabaseOption::Commits(commits) => write!(f, "commits = {}", commits.name()),
+        }
     }
 }
 

@@ -23,7 +23,7 @@ mod transition;
 
 pub use command::{Applied, Change, Command, Refusal};
 pub use configuration::Configuration;
-pub use database::{Database, Phase, Reads, Replica, ReplicaState};
+pub use database::{Commits, Database, DatabaseOption, Phase, Reads, Replica, ReplicaState};
 pub use epoch::Epoch;
 pub use event::{Event, EventKind, StepTime};
 pub use ids::{DatabaseId, NodeId, OperationId, ReplicaId, ServerId};

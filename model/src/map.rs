@@ -114,7 +114,7 @@ impl PartitionMap {
                 self.attempted(operation, attempt)?;
                 self.end_operation(operation, state, now_ms)
             }
-            Command::SetReads { server, name, reads } => self.set_reads(&server, &name, reads),
+            Command::SetOption { server, name, option } => self.set_option(&server, &name, option),
             Command::Reconfigure { database, version, change } => self.reconfigure(database, version, change),
             Command::Batch(commands) => {
                 Ok(Applied::Batch(commands.into_iter().map(|c| self.apply(c)).collect()))
@@ -220,20 +220,25 @@ impl PartitionMap {
             lineage: Vec::new(),
             operation: None,
             reads: Reads::default(),
+            commits: Commits::default(),
         };
         self.databases.insert(id, database);
         Ok(self.begin_operation(id, OperationKind::CreateDatabase, target, now_ms))
     }
 
-    fn set_reads(&mut self, server: &str, name: &str, reads: Reads) -> Result<Applied, Refusal> {
+    fn set_option(&mut self, server: &str, name: &str, option: DatabaseOption) -> Result<Applied, Refusal> {
         if self.server_named(server).is_none() {
             return Err(Refusal::NoSuchServer(server.to_owned()));
         }
         let id = self.database_named(server, name).map(|d| d.id);
         let database = id.and_then(|id| self.databases.get_mut(&id));
         let database = database.ok_or_else(|| Refusal::NoSuchDatabase(format!("{server}.{name}")))?;
-        if database.reads != reads {
-            database.reads = reads;
+        let (reads, commits) = match option {
+            DatabaseOption::Reads(reads) => (reads, database.commits),
+            DatabaseOption::Commits(commits) => (database.reads, commits),
+        };
+        if (database.reads, database.commits) != (reads, commits) {
+            (database.reads, database.commits) = (reads, commits);
             database.version += 1;
         }
         Ok(Applied::Done)

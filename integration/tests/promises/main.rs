@@ -7,6 +7,7 @@
 
 mod admin;
 mod commit;
+mod confirm;
 mod coordinator_loss;
 mod false_alarm;
 mod faults;
@@ -23,6 +24,7 @@ mod recover_resumed;
 mod refusals;
 mod resume;
 mod rewind;
+mod strict;
 mod switchover;
 mod switchover_loss;
 

@@ -49,7 +49,12 @@ fn nothing_stale_leaves_a_node_that_was_paused() {
     });
 }
 
-async fn pause(cluster: &mut Cluster, ledger: &Ledger, kind: Pause, length: Duration) -> anyhow::Result<()> {
+pub async fn pause(
+    cluster: &mut Cluster,
+    ledger: &Ledger,
+    kind: Pause,
+    length: Duration,
+) -> anyhow::Result<()> {
     let before = cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?;
     let paused = before.primary()?.node.clone();
     let tied = cluster.node(&paused)?.app();

@@ -1,6 +1,8 @@
 //! Small adapters between crates that do not know each other.
 
-use quorate_model::{Applied, Command, DatabaseId, Epoch, GateReport, Lsn, NodeId, PartitionMap, Reads};
+use quorate_model::{
+    Applied, Command, Commits, DatabaseId, Epoch, GateReport, Lsn, NodeId, PartitionMap, Reads,
+};
 use quorate_partition_map::{MapError, MapHandle};
 use quorate_proxy::{Evidence, Gates};
 use quorate_reconfig_agent::agent::{Agent, BootTime, GateControl};
@@ -80,8 +82,10 @@ impl GateControl for GateBridge {
         self.gates.gate(database).drop_lease();
     }
 
-    fn set_reads(&self, database: DatabaseId, reads: Reads) {
-        self.gates.gate(database).set_reads(reads);
+    fn set_rules(&self, database: DatabaseId, reads: Reads, commits: Commits) {
+        let gate = self.gates.gate(database);
+        gate.set_reads(reads);
+        gate.set_commits(commits);
     }
 
     fn remove(&self, database: DatabaseId) {

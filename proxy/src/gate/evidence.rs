@@ -8,22 +8,12 @@
 use super::door::Gate;
 use super::rounds::{Rounds, Ticket};
 use async_trait::async_trait;
-pub use quorate_model::Reads;
+pub use quorate_model::{Commits, Reads};
 use quorate_model::{DatabaseId, Epoch, Lsn};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
-
-/// What the acknowledgement of a commit rests on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Commits {
-    /// On Postgres, which waits for the quorum unless it was told not to, and on the guard, which refuses the telling.
-    #[default]
-    Guarded,
-    /// On the positions that a quorum has acknowledged, whatever Postgres was told.
-    Strict,
-}
 
 /// What other nodes say of a database whose primary is on this one.
 #[async_trait]
@@ -69,8 +59,12 @@ impl Gate {
         if self.confirms.load(Ordering::SeqCst) { Reads::Confirm } else { Reads::Lease }
     }
 
+    /// From now on acknowledgements rest on that. Both may be chosen at any time; what was acknowledged before stays.
     pub fn set_commits(&self, commits: Commits) {
-        self.strict.store(commits == Commits::Strict, Ordering::SeqCst);
+        let strict = commits == Commits::Strict;
+        if self.strict.swap(strict, Ordering::SeqCst) != strict {
+            tracing::info!(database = %self.database(), ?commits, "commits are acknowledged in another way");
+        }
     }
 
     /// Strict by its option, or because something in the database could weaken commits.

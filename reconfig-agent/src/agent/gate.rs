@@ -1,6 +1,6 @@
 //! The gate of a database, as its replica agent controls it. The proxy implements it.
 
-use quorate_model::{DatabaseId, Epoch, GateReport, Reads};
+use quorate_model::{Commits, DatabaseId, Epoch, GateReport, Reads};
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,8 +21,9 @@ pub trait GateControl: Send + Sync + 'static {
     /// Results may leave until then.
     fn set_lease(&self, database: DatabaseId, until: BootTime);
     fn drop_lease(&self, database: DatabaseId);
-    /// When results may leave, beside the lease: told before an opening and again at every look.
-    fn set_reads(&self, database: DatabaseId, reads: Reads);
+    /// When results may leave, beside the lease, and what acknowledgements rest on: told before an opening and again at
+    /// every look.
+    fn set_rules(&self, database: DatabaseId, reads: Reads, commits: Commits);
     /// Forgets a database that is not here any more.
     fn remove(&self, database: DatabaseId);
     fn report(&self, database: DatabaseId) -> (GateReport, u32);

@@ -353,7 +353,7 @@ impl Agent {
             state.duty(replica.id, database)
         };
         if replica.state().leading.is_some() {
-            self.gates().set_reads(replica.database, database.reads);
+            self.gates().set_rules(replica.database, database.reads, database.commits);
             self.0.upstreams.feed_in_turn(replica.database, &in_turn(database));
             self.lease_alone(replica);
         }

@@ -268,7 +268,7 @@ impl Agent {
         let state = replica.state();
         state.leads(replica.id, epoch)?;
         if let Some(record) = self.map().databases.get(&replica.database) {
-            self.gates().set_reads(replica.database, record.reads);
+            self.gates().set_rules(replica.database, record.reads, record.commits);
         }
         self.gates().open(replica.database, epoch.reign(), replica.instance.sockets());
         drop(state);

@@ -418,6 +418,7 @@ mod tests {
             operation: None,
             copies: 3,
             reads: Default::default(),
+            commits: Default::default(),
         }
     }
 

@@ -162,6 +162,7 @@ mod tests {
             operation: None,
             copies: 3,
             reads: Reads::Lease,
+            commits: Commits::Guarded,
         }
     }
 

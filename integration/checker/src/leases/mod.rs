@@ -14,8 +14,8 @@ pub mod state;
 
 use clock::{Clock, DRIFT_PPM, True};
 use quorate_model::{
-    Configuration, Database, DatabaseId, Lineage, Lsn, NodeId, PartitionMap, Phase, Position, Reads, Replica,
-    ReplicaId, ReplicaState, ServerId, Timeline,
+    Commits, Configuration, Database, DatabaseId, Lineage, Lsn, NodeId, PartitionMap, Phase, Position, Reads,
+    Replica, ReplicaId, ReplicaState, ServerId, Timeline,
 };
 use quorate_reconfig_agent::agent::standing::Standing;
 use quorate_reconfig_agent::decide::{
@@ -95,6 +95,7 @@ fn record() -> Database {
         }],
         operation: None,
         reads: Reads::Lease,
+        commits: Commits::Guarded,
         copies: 3,
     }
 }

@@ -14,8 +14,8 @@ pub mod state;
 use crate::decisions::{Decisions, Quirk};
 use postgres::{Entry, Instance, Mode, Names};
 use quorate_model::{
-    Command, Configuration, Database, DatabaseId, Epoch, GateReport, Lineage, Lsn, NodeId, NodeRecord,
-    PartitionMap, Phase, Reads, ReplicaId, ReplicaState, Server, ServerId, Timeline,
+    Command, Commits, Configuration, Database, DatabaseId, Epoch, GateReport, Lineage, Lsn, NodeId,
+    NodeRecord, PartitionMap, Phase, Reads, ReplicaId, ReplicaState, Server, ServerId, Timeline,
 };
 use quorate_reconfig_agent::decide::Progress;
 use quorate_reconfig_agent::tunnel::Route;
@@ -164,6 +164,7 @@ impl Writes {
             }],
             operation: None,
             reads: Reads::Lease,
+            commits: Commits::Guarded,
             copies: self.bounds.copies,
         }
     }

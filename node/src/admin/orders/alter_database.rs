@@ -3,35 +3,57 @@
 use super::{Spec, lookup};
 use crate::admin::answer::{Answer, Column};
 use crate::admin::error::AdminError;
-use crate::admin::language::phrase::DatabaseName;
+use crate::admin::language::phrase::{DatabaseName, Phrase};
 use crate::admin::order::{Order, Session};
-use quorate_model::{Command, Reads};
+use quorate_model::{Command, Commits, DatabaseOption, Reads};
 use std::sync::Arc;
 
 pub const SPEC: Spec = Spec {
     words: &["ALTER", "DATABASE"],
-    syntax: "ALTER DATABASE s.d SET reads = 'lease' | 'confirm'",
-    help: "when results may leave the primary: while it holds a lease, or after a voter confirmed",
+    syntax: "ALTER DATABASE s.d SET reads = 'lease' | 'confirm', or commits = 'guarded' | 'strict'",
+    help: "reads: results leave the primary under a lease, or after a voter confirmed; \
+        commits: acknowledged on Postgres's word, or on what the quorum has",
     parse: |phrase| {
         let name = phrase.database()?;
         phrase.keyword("SET")?;
-        phrase.keyword("READS")?;
-        phrase.symbol('=')?;
-        let at = phrase.at();
-        let value = phrase.text("'lease' or 'confirm'")?;
-        let reads = Reads::named(&value).ok_or_else(|| {
-            AdminError::new("22023", format!("\"{value}\" is no value of reads"))
-                .with_position(at)
-                .with_hint("Expected 'lease' or 'confirm'.")
-        })?;
-        Ok(Arc::new(AlterDatabase { name, reads }))
+        let option = option(phrase)?;
+        Ok(Arc::new(AlterDatabase { name, option }))
     },
 };
+
+fn option(phrase: &mut Phrase<'_>) -> Result<DatabaseOption, AdminError> {
+    if phrase.has("COMMITS") {
+        let named = |value: &str| Commits::named(value).map(DatabaseOption::Commits);
+        return value(phrase, "commits", "'guarded' or 'strict'", named);
+    }
+    if phrase.has("READS") {
+        let named = |value: &str| Reads::named(value).map(DatabaseOption::Reads);
+        return value(phrase, "reads", "'lease' or 'confirm'", named);
+    }
+    Err(phrase.unexpected(&["READS", "COMMITS"]))
+}
+
+/// What stands behind the name of an option.
+fn value(
+    phrase: &mut Phrase<'_>,
+    option: &str,
+    values: &'static str,
+    named: impl Fn(&str) -> Option<DatabaseOption>,
+) -> Result<DatabaseOption, AdminError> {
+    phrase.symbol('=')?;
+    let at = phrase.at();
+    let value = phrase.text(values)?;
+    named(&value).ok_or_else(|| {
+        AdminError::new("22023", format!("\"{value}\" is no value of {option}"))
+            .with_position(at)
+            .with_hint(format!("Expected {values}."))
+    })
+}
 
 #[derive(Debug)]
 struct AlterDatabase {
     name: DatabaseName,
-    reads: Reads,
+    option: DatabaseOption,
 }
 
 #[async_trait::async_trait]
@@ -42,13 +64,12 @@ impl Order for AlterDatabase {
 
     async fn run(&self, session: &Session) -> Result<Answer, AdminError> {
         lookup::database(&*session.fresh_map().await, &self.name)?;
-        let command = Command::SetReads {
+        let command = Command::SetOption {
             server: self.name.server.clone(),
             name: self.name.database.clone(),
-            reads: self.reads,
+            option: self.option,
         };
-        let what = format!("alter database {} set reads = {}", self.name, self.reads.name());
-        session.propose(&what, command).await?;
+        session.propose(&format!("alter database {} set {}", self.name, self.option), command).await?;
         Ok(Answer::Done("ALTER DATABASE"))
     }
 }

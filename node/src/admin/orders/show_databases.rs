@@ -26,6 +26,7 @@ const COLUMNS: &[Column] = &[
     int("sessions"),
     int("size_bytes"),
     text("reads"),
+    text("commits"),
 ];
 
 #[derive(Debug)]
@@ -69,6 +70,7 @@ fn row(map: &PartitionMap, database: &Database, reports: &[ReplicaReport]) -> Ro
         report.map(|r| r.sessions).into(),
         report.map(|r| r.size_bytes).into(),
         database.reads.name().into(),
+        database.commits.name().into(),
     ]
 }
 

@@ -35,7 +35,7 @@ async fn columns_are_as_promised() {
         ),
         (
             "SHOW DATABASES",
-            "server, database, phase, epoch, primary, secondaries, k, open, sessions, size_bytes, reads",
+            "server, database, phase, epoch, primary, secondaries, k, open, sessions, size_bytes, reads, commits",
         ),
         (
             "SHOW REPLICAS",
@@ -51,6 +51,7 @@ async fn columns_are_as_promised() {
             "EXPLAIN FAILOVER a.b",
             "replica, node, role, state, position, counts_in, would_cover, could_lead, why",
         ),
+        ("SHOW FAILPOINTS", "name"),
         ("CREATE DATABASE a.b", "operation"),
         ("DROP DATABASE a.b", "operation"),
         ("SWITCHOVER DATABASE a.b", "operation"),
@@ -348,7 +349,14 @@ async fn options_and_diagnostics() {
     client.batch_execute("ALTER DATABASE demo.app SET reads = 'confirm'").await.unwrap();
     let row = client.query_one("SHOW DATABASES", &[]).await.unwrap();
     assert_eq!(row.get::<_, String>("reads"), "confirm");
+    assert_eq!(row.get::<_, String>("commits"), "guarded");
+    client.batch_execute("alter database demo.app set commits = 'strict'").await.unwrap();
+    let row = client.query_one("SHOW DATABASES", &[]).await.unwrap();
+    assert_eq!(row.get::<_, String>("commits"), "strict");
+    assert_eq!(row.get::<_, String>("reads"), "confirm", "one option leaves the other");
     assert_eq!(refused(&client, "ALTER DATABASE demo.app SET reads = 'never'").await.0, "22023");
+    assert_eq!(refused(&client, "ALTER DATABASE demo.app SET commits = 'lease'").await.0, "22023");
+    assert_eq!(refused(&client, "ALTER DATABASE demo.app SET writes = 'strict'").await.0, "42601");
     assert_eq!(refused(&client, "ALTER DATABASE demo.no SET reads = 'lease'").await.0, "3D000");
     client.batch_execute("SUSPECT NODE n3").await.unwrap();
     assert_eq!(*port.cluster.suspected.lock().unwrap(), vec![NodeId(3)]);
