@@ -9,6 +9,7 @@ mod admin;
 mod commit;
 mod confirm;
 mod coordinator_loss;
+mod drivers;
 mod false_alarm;
 mod faults;
 mod force_recover;

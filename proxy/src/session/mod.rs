@@ -213,7 +213,13 @@ impl Session {
                     Err(Failure::Refused { what, why }) => {
                         return Err(Denied::Ours(not_rebuilt(&what, &why)));
                     }
-                    // The next attempt finds where the primary is now, or ends in time.
+                    Err(Failure::Lost) if Instant::now() >= until => {
+                        return Err(Denied::Ours(not_rebuilt(
+                            "what the session held",
+                            "nothing, for too long",
+                        )));
+                    }
+                    // The next attempt finds where the primary is now.
                     Err(Failure::Lost) => tokio::time::sleep(RETRY_PAUSE).await,
                 }
             }
