@@ -63,6 +63,56 @@ pub fn relate(lineage: &[Lineage], position: &Position) -> Relation {
     }
 }
 
+/// Where no log is: the timeline of reigns whose log is no part of a history.
+const NOWHERE: Timeline = Timeline(0);
+
+/// The history of one primary's log, promotions included that were never recorded.
+///
+/// The record knows the promotions that reached their end. Those between it and the present left their epoch rows in
+/// the log of whoever followed. A row has one writer and one place, so a log whose highest row is among `rows`, and which
+/// ends on the timeline of that row, is this log as far as it goes. A log whose highest row is not among them holds what
+/// this one does not, whatever the number of its timeline: hence an entry for every row, and one that nothing fits for
+/// the reigns between.
+///
+/// `rows` are the epoch rows that the log holds, each with the timeline that it is on; `left` is where each older
+/// timeline was left. The log goes on in `reign`, on `timeline`.
+pub fn written_out(
+    recorded: &[Lineage],
+    rows: &[(Epoch, Timeline)],
+    left: &[(Timeline, Lsn)],
+    reign: Epoch,
+    timeline: Timeline,
+) -> Vec<Lineage> {
+    let mut history = recorded.to_vec();
+    let known = recorded.last().map(|l| l.epoch.reign());
+    let mut rows: Vec<(Epoch, Timeline)> = rows
+        .iter()
+        .map(|(row, on)| (row.reign(), *on))
+        .filter(|(row, _)| Some(*row) > known && *row < reign)
+        .collect();
+    rows.sort_unstable();
+    if Some(reign) > known {
+        rows.push((reign, timeline));
+    }
+    let end_of = |on: Timeline| match left.iter().find(|(t, _)| *t == on) {
+        Some((_, end)) => *end,
+        None if on == timeline => Lsn(u64::MAX),
+        None => Lsn(0),
+    };
+    for (row, on) in rows {
+        let start_lsn =
+            history.iter().rfind(|l| l.timeline != NOWHERE).map_or(Lsn(0), |l| end_of(l.timeline));
+        let entry = |epoch, timeline| Lineage { epoch, timeline, start_lsn, uuid: uuid::Uuid::nil() };
+        if let Some(next) = history.last().map(|l| l.epoch.reign().next_primary())
+            && next < row
+        {
+            history.push(entry(next, NOWHERE));
+        }
+        history.push(entry(row, on));
+    }
+    history
+}
+
 /// Where the history left a log that went on beyond it: the point to which such a log can be rewound.
 ///
 /// Only a log that is known to lie on a recorded stretch of the history and to go on past its end has such a point.
@@ -119,6 +169,42 @@ mod tests {
         let history = [entry(1, 1, 0), entry(3, 2, 100)];
         assert_eq!(relate(&history, &at(2, 2, 90)), Relation::Divergent);
         assert_eq!(relate(&history, &at(1, 2, 90)), Relation::Divergent);
+    }
+
+    /// Timeline 3 was made in reign 3, and again in reign 5 by somebody else: the log of reign 6 holds the first.
+    #[test]
+    fn what_was_never_recorded_is_told_apart_by_the_rows_of_the_log() {
+        let recorded = [entry(1, 1, 0), entry(2, 2, 100)];
+        let reign = |primary| Epoch::new(0, primary, 0);
+        let rows = [
+            (reign(1), Timeline(1)),
+            (reign(2), Timeline(2)),
+            (reign(3), Timeline(3)),
+            (reign(4), Timeline(3)),
+        ];
+        let left = [(Timeline(1), Lsn(100)), (Timeline(2), Lsn(200)), (Timeline(3), Lsn(300))];
+        let history = written_out(&recorded, &rows, &left, reign(6), Timeline(4));
+        assert_eq!(relate(&recorded, &at(3, 3, 250)), Relation::Divergent, "the record does not know");
+        for prefix in [at(2, 2, 200), at(3, 3, 250), at(4, 3, 300), at(6, 4, 9000)] {
+            assert_eq!(relate(&history, &prefix), Relation::Prefix, "{prefix:?}");
+        }
+        // Past the end of their timeline, before their row, another's row, and a reign before this one's.
+        for other in [at(2, 2, 201), at(4, 3, 301), at(2, 3, 250), at(5, 3, 250), at(5, 4, 350)] {
+            assert_eq!(relate(&history, &other), Relation::Divergent, "{other:?}");
+        }
+    }
+
+    /// It was promoted in reign 3, somebody else led reign 4 on a timeline of the same number, and it leads again.
+    #[test]
+    fn a_primary_that_leads_again_does_not_take_in_who_led_between() {
+        let recorded = [entry(1, 1, 0)];
+        let rows = [(Epoch::new(0, 1, 0), Timeline(1)), (Epoch::new(0, 3, 0), Timeline(2))];
+        let history =
+            written_out(&recorded, &rows, &[(Timeline(1), Lsn(100))], Epoch::new(0, 5, 0), Timeline(2));
+        assert_eq!(relate(&history, &at(3, 2, 150)), Relation::Prefix);
+        assert_eq!(relate(&history, &at(4, 2, 150)), Relation::Divergent);
+        assert_eq!(relate(&history, &at(1, 1, 100)), Relation::Prefix);
+        assert_eq!(relate(&history, &at(1, 1, 101)), Relation::Divergent);
     }
 
     #[test]

@@ -30,6 +30,7 @@ fn failover() -> Vec<Action> {
         LOOK,
         deliver(OrderKind::Promote, NEW),
         Action::Finish(NEW, 0),
+        Action::Finish(NEW, 0),
     ]
 }
 

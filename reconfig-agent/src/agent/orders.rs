@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 const POSITION_DEADLINE: Duration = Duration::from_millis(1_500);
 /// A barrier that the quorum does not acknowledge in this time is given up and ordered again.
 const BARRIER_DEADLINE: Duration = Duration::from_secs(4);
+/// The epoch row waits for no quorum.
+const ROW_DEADLINE: Duration = Duration::from_secs(4);
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
 
 fn failed(error: InstanceError) -> Failure {
@@ -145,7 +147,18 @@ impl Agent {
         replica.instance.set_sync_names(sync_names).await.map_err(failed)?;
         let was_primary = replica.state().role == InstanceRole::Primary;
         let promoted = replica.instance.promote().await.map_err(failed)?;
-        replica.arrange_slots(allowed.iter().copied()).await.map_err(failed)?;
+        {
+            let mut state = replica.state();
+            state.became_primary(epoch, was_primary);
+            state.obeys(replica.id, epoch)?;
+        }
+        // The row comes before anybody follows: a log with this promotion and without its row would be known to nobody
+        // (see `quorate_model::position::written_out`).
+        let (slots, row) = tokio::join!(
+            replica.arrange_slots(allowed.iter().copied()),
+            replica.instance.write_epoch_alone(epoch, uuid, ROW_DEADLINE)
+        );
+        slots.and(row).map_err(failed)?;
         let since = {
             let mut state = replica.state();
             let since = state.lead(replica.id, epoch, was_primary)?;
@@ -163,6 +176,7 @@ impl Agent {
             since,
             timeline: promoted.timeline,
             history: promoted.history,
+            rows: promoted.rows,
             lsn: promoted.lsn,
             uuid,
         }))
@@ -174,7 +188,7 @@ impl Agent {
         epoch: Epoch,
         primary: ReplicaId,
         node: NodeId,
-        history: Option<Lineage>,
+        history: Vec<Lineage>,
     ) -> Result<Reply, Failure> {
         self.promised(replica, epoch)?;
         let route = Route { node, primary, epoch: epoch.reign() };
@@ -184,10 +198,7 @@ impl Agent {
         }
         // Its fence may have failed: this order is one as well.
         self.close_older(replica, epoch).await;
-        let mut lineage =
-            self.map().databases.get(&replica.database).map(|d| d.lineage.clone()).unwrap_or_default();
-        lineage.extend(history);
-        self.attach_checked(replica, route, &lineage).await?;
+        self.attach_checked(replica, route, &history).await?;
         Ok(Reply::Done)
     }
 

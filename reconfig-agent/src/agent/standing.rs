@@ -143,17 +143,22 @@ impl Standing {
         FenceEffect { hold_gate, cut, role: self.role, lease_left: self.granted_until.saturating_sub(now) }
     }
 
-    /// The instance is primary now, in the reign of `epoch`. Returns the reign in which it was promoted.
-    pub fn lead(&mut self, replica: ReplicaId, epoch: Epoch, was_primary: bool) -> Result<Epoch, Failure> {
-        let reign = epoch.reign();
+    /// The instance was promoted by an order of `epoch`, whether or not it may lead: if not, it is to be demoted.
+    pub fn became_primary(&mut self, epoch: Epoch, was_primary: bool) {
         if !was_primary {
-            self.promoted_in = Some(reign);
+            self.promoted_in = Some(epoch.reign());
         }
         self.role = InstanceRole::Primary;
         if self.run == RunState::Divergent {
             // It was, from a history that ended with nobody's barrier; now the history goes on from its log.
             self.run = RunState::Running;
         }
+    }
+
+    /// The instance is primary now, in the reign of `epoch`. Returns the reign in which it was promoted.
+    pub fn lead(&mut self, replica: ReplicaId, epoch: Epoch, was_primary: bool) -> Result<Epoch, Failure> {
+        let reign = epoch.reign();
+        self.became_primary(epoch, was_primary);
         if self.promise != reign {
             return Err(Failure::Promised { replica, promise: self.promise });
         }

@@ -42,8 +42,9 @@ pub enum What {
     Fence,
     /// Set the names that may acknowledge, then become primary (R6). An incumbent only changes its reign.
     Promote { sync_names: String, allowed: BTreeSet<ReplicaId>, uuid: uuid::Uuid },
-    /// Follow the new primary, if the own log is a prefix of its history.
-    Attach { primary: ReplicaId, node: NodeId, history: Option<Lineage> },
+    /// Follow the new primary, if the own log is a prefix of its history: all of it, see
+    /// [`quorate_model::position::written_out`].
+    Attach { primary: ReplicaId, node: NodeId, history: Vec<Lineage> },
     /// On the primary: let only `allowed` replicate, let `sync_names` acknowledge, then pass a write through the
     /// quorum. Cutting and naming come before the write (R2).
     Barrier { sync_names: String, allowed: BTreeSet<ReplicaId>, uuid: uuid::Uuid },
@@ -139,6 +140,8 @@ pub struct Promoted {
     pub timeline: Timeline,
     /// Where each older timeline was left, oldest first.
     pub history: Vec<(Timeline, Lsn)>,
+    /// The epoch rows that its log holds, each with the timeline that it is on.
+    pub rows: Vec<(Epoch, Timeline)>,
     pub lsn: Lsn,
     pub uuid: uuid::Uuid,
 }

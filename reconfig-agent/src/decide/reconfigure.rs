@@ -3,7 +3,9 @@
 use super::election::{self, Ballot, Outcome};
 use super::view::{Health, Progress, Trigger, View};
 use super::{Act, Note, What, operate, order};
-use quorate_model::{Change, Database, EventKind, InstanceRole, Lineage, NodeId, Phase, ReplicaId, RunState};
+use quorate_model::{
+    Change, Database, EventKind, InstanceRole, Lineage, NodeId, Phase, ReplicaId, RunState, position,
+};
 use std::collections::BTreeSet;
 
 /// A failed order is repeated so often before a new election replaces the candidate.
@@ -159,6 +161,13 @@ pub fn promoting(view: &View<'_>, database: &Database, progress: &Progress) -> V
         return restart(format!("candidate {candidate} was restarted"));
     }
     let lineage = lineage(database, promoted);
+    let history = position::written_out(
+        &database.lineage,
+        &promoted.rows,
+        &promoted.history,
+        database.epoch.reign(),
+        promoted.timeline,
+    );
     let mut acts: Vec<Act> = database
         .copies()
         .filter(|r| *r != candidate && !progress.divergent.contains(r))
@@ -167,7 +176,7 @@ pub fn promoting(view: &View<'_>, database: &Database, progress: &Progress) -> V
         .filter(|r| progress.fences.contains_key(r) || view.health(database, *r) == Health::Well)
         .filter_map(|r| {
             let node = database.node_of(candidate)?;
-            let what = What::Attach { primary: candidate, node, history: lineage.clone() };
+            let what = What::Attach { primary: candidate, node, history: history.clone() };
             order(view, database, progress, r, what)
         })
         .collect();
@@ -204,9 +213,8 @@ fn fell_off(view: &View<'_>, database: &Database, replica: ReplicaId, attached_m
 fn replace_placeholders(view: &View<'_>, database: &Database, progress: &Progress) -> Vec<Act> {
     let candidate = database.current.primary;
     let live = |r: &ReplicaId| view.health(database, *r) == Health::Well && !progress.divergent.contains(r);
-    if database.current.voters.iter().any(live)
-        || view.now_ms.saturating_sub(progress.entered_ms) < view.timers.shrink_after
-    {
+    let waited = view.now_ms.saturating_sub(progress.entered_ms);
+    if database.current.voters.iter().any(live) || waited < view.timers.shrink_after {
         return Vec::new();
     }
     let learners: Vec<ReplicaId> = database.copies().filter(|r| !database.current.contains(*r)).collect();
@@ -221,7 +229,9 @@ fn replace_placeholders(view: &View<'_>, database: &Database, progress: &Progres
     let is_lost =
         |r: ReplicaId| progress.divergent.contains(&r) || database.is_barred(r) || view.is_no_copy(r);
     let building = learners.iter().any(|r| !is_lost(*r) && !is_down(view, database, *r));
-    if building || view.now_ms.saturating_sub(progress.entered_ms) < view.timers.replace_after {
+    // A reboot is cheaper than a copy, and makes none of what is divergent.
+    let may_return = database.copies().any(|r| r != candidate && !is_lost(r));
+    if building || may_return && waited < view.timers.replace_after {
         return Vec::new();
     }
     let lost = || learners.iter().find(|r| is_lost(**r) && !database.members().contains(*r));

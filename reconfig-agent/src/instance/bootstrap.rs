@@ -141,6 +141,13 @@ impl Inner {
              );
              INSERT INTO quorate.epoch (data_loss, primary_epoch, config, uuid)
                  VALUES ({data_loss}, {primary}, {config}, '{uuid}');
+             CREATE TABLE quorate.reigns (
+                 data_loss int8 NOT NULL,
+                 primary_epoch int8 NOT NULL,
+                 timeline int8 NOT NULL,
+                 PRIMARY KEY (data_loss, primary_epoch)
+             );
+             INSERT INTO quorate.reigns VALUES ({data_loss}, {primary}, 1);
              REVOKE CONNECT ON DATABASE {MAINTENANCE_DATABASE}, template1 FROM PUBLIC;
              COMMIT"
         );

@@ -55,8 +55,8 @@ impl Instance {
         .await
     }
 
-    /// Writes the epoch row where there is no quorum to wait for: on a primary whose every commit waits, because
-    /// nobody follows it. Returns how far its log is flushed.
+    /// Writes the epoch row without a quorum: before anybody follows, or on a primary whose every commit waits because
+    /// nobody does. Returns how far its log is flushed.
     pub async fn write_epoch_alone(
         &self,
         epoch: Epoch,
@@ -118,12 +118,24 @@ impl Inner {
         uuid: Uuid,
         deadline: Duration,
     ) -> Result<(), InstanceError> {
+        let known = self.sessions.row(EPOCH, EPOCH_ROW, deadline).await?;
+        if epoch_of(&known, 0)? == epoch {
+            return Ok(());
+        }
         let Epoch { data_loss, primary, config } = epoch;
+        // The row as it is now, and for good that this reign wrote it, on which timeline.
         let update = format!(
-            "UPDATE quorate.epoch SET data_loss = {data_loss}, primary_epoch = {primary}, \
-                 config = {config}, uuid = '{uuid}' \
-             WHERE (data_loss, primary_epoch, config) <= ({data_loss}, {primary}, {config}) \
-             RETURNING the_row"
+            "WITH now AS ( \
+                 UPDATE quorate.epoch SET data_loss = {data_loss}, primary_epoch = {primary}, \
+                     config = {config}, uuid = '{uuid}' \
+                 WHERE (data_loss, primary_epoch, config) <= ({data_loss}, {primary}, {config}) \
+                 RETURNING the_row \
+             ), ever AS ( \
+                 INSERT INTO quorate.reigns \
+                 SELECT {data_loss}, {primary}, \
+                     ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int8 \
+                 FROM now ON CONFLICT DO NOTHING \
+             ) SELECT the_row FROM now"
         );
         let _only_writer = self.epoch_writer.lock().await;
         let session = self.sessions.fresh(Purpose::Local, deadline).await?;

@@ -7,9 +7,9 @@
 use super::error::InstanceError;
 use super::files::{self, Durability, blocking};
 use super::position::timeline_of;
-use super::session::{Purpose, within};
+use super::session::{Purpose, Row, within};
 use super::{Inner, Instance, wal};
-use quorate_model::{Lsn, Timeline};
+use quorate_model::{Epoch, Lsn, Timeline};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ pub struct Promoted {
     pub timeline: Timeline,
     /// The timelines before, oldest first, each with the position at which it was left.
     pub history: Vec<(Timeline, Lsn)>,
+    /// The epoch rows that the log holds, oldest first, each with the timeline that it is on.
+    pub rows: Vec<(Epoch, Timeline)>,
     /// Where `timeline` left the one before: the start of this lineage entry.
     pub lsn: Lsn,
 }
@@ -67,11 +69,17 @@ impl Inner {
     }
 
     async fn read_history(&self) -> Result<Promoted, InstanceError> {
-        const CURRENT: &str = "SELECT pg_walfile_name(pg_current_wal_lsn())";
-        let row = self.sessions.row(WHAT, CURRENT, QUICK).await?;
-        let timeline = timeline_of(&row, 0)?;
+        const CURRENT: &str = "SELECT pg_walfile_name(pg_current_wal_lsn()), \
+            data_loss, primary_epoch, timeline FROM quorate.reigns ORDER BY data_loss, primary_epoch";
+        let found = self.sessions.rows(WHAT, CURRENT, QUICK).await?;
+        let first = found
+            .first()
+            .ok_or_else(|| InstanceError::Protocol { what: WHAT, detail: "no reign has a row".to_owned() })?;
+        let timeline = timeline_of(first, 0)?;
+        let reign = |row: &Row| Ok((Epoch::new(row.get(1)?, row.get(2)?, 0), Timeline(row.get(3)?)));
+        let rows = found.iter().map(reign).collect::<Result<_, InstanceError>>()?;
         if timeline == Timeline(1) {
-            return Ok(Promoted { timeline, history: Vec::new(), lsn: Lsn(0) });
+            return Ok(Promoted { timeline, history: Vec::new(), rows, lsn: Lsn(0) });
         }
         let path = self.paths.data.join("pg_wal").join(wal::history_name(timeline));
         let text = blocking(WHAT, move || {
@@ -84,6 +92,6 @@ impl Inner {
             detail: "the history file is not one".to_owned(),
         })?;
         let lsn = history.last().map(|(_, left_at)| *left_at).unwrap_or_default();
-        Ok(Promoted { timeline, history, lsn })
+        Ok(Promoted { timeline, history, rows, lsn })
     }
 }

@@ -151,6 +151,7 @@ impl Leases {
                     since: NEW_REIGN,
                     timeline: Timeline(2),
                     history: vec![(Timeline(1), position.lsn)],
+                    rows: Vec::new(),
                     lsn: Lsn(2),
                     uuid: uuid::Uuid::nil(),
                 }),

@@ -45,7 +45,6 @@ fn arrange(replica: &mut Replica, id: ReplicaId, epoch: Epoch) -> Result<(), Fai
 /// Carries an order out, up to the first point at which another may come between. `None` while it goes on.
 pub fn obey(state: &mut State, letter: Letter, what: What) -> Option<Outcome> {
     let id = letter.replica;
-    let map = state.replicas.get(&id).map(|r| state.map_at(r.node).clone());
     let is_on = state.replicas.get(&id).is_some_and(|r| state.is_on(r));
     let Some(replica) = state.replica(id).filter(|_| is_on) else { return Some(Err(failure())) };
     let epoch = letter.epoch;
@@ -66,12 +65,7 @@ pub fn obey(state: &mut State, letter: Letter, what: What) -> Option<Outcome> {
             replica.work.push(Work::Promoting { letter, allowed, uuid });
             return None;
         }
-        What::Attach { primary, node, history } => {
-            let lineage = map.as_ref().and_then(|m| m.database()).map(|d| d.lineage.clone());
-            let mut lineage = lineage.unwrap_or_default();
-            lineage.extend(history);
-            attach(replica, id, epoch, primary, node, &lineage)
-        }
+        What::Attach { primary, node, history } => attach(replica, id, epoch, primary, node, &history),
         What::Barrier { sync_names, allowed, .. } => {
             return barrier(replica, id, letter, &sync_names, allowed).err().map(Err);
         }
@@ -108,7 +102,8 @@ fn fence(replica: &mut Replica, id: ReplicaId, epoch: Epoch) -> Outcome {
         replica.downstream = None;
     }
     let runs = matches!(replica.standing.run, RunState::Running | RunState::Divergent);
-    let position = runs.then(|| replica.instance.position());
+    // Only an instance that answers says where its log ends.
+    let position = (runs && replica.instance.mode != Mode::Down).then(|| replica.instance.position());
     Ok(Reply::Fenced(Fenced {
         position,
         role: effect.role,
@@ -192,12 +187,16 @@ fn name_and_write(replica: &mut Replica, letter: Letter, names: Names) -> Result
     if !replica.is_primary() || replica.instance.epoch() > letter.epoch {
         return Err(failure());
     }
-    if replica.instance.epoch() < letter.epoch {
-        replica.instance.log.push(Entry::Row(letter.epoch));
-    }
+    write_row(replica, letter.epoch);
     let entries = replica.instance.log.len();
     replica.work.push(Work::Passing { letter, entries });
     Ok(())
+}
+
+fn write_row(replica: &mut Replica, epoch: Epoch) {
+    if replica.instance.epoch() < epoch {
+        replica.instance.log.push(Entry::Row(epoch));
+    }
 }
 
 /// The orderly stop: connected standbys have everything, the shutdown checkpoint included, when it ends.
@@ -248,7 +247,7 @@ pub fn ship(state: &mut State, primary: ReplicaId, standby: ReplicaId) {
 /// Whether an order that was accepted can end now.
 pub fn can_finish(replica: &Replica, work: &Work) -> bool {
     match work {
-        Work::Promoting { .. } | Work::Naming { .. } => true,
+        Work::Promoting { .. } | Work::Leading { .. } | Work::Naming { .. } | Work::Lost { .. } => true,
         Work::Passing { letter, entries } => {
             !replica.is_primary()
                 || replica.instance.released() >= *entries
@@ -276,25 +275,41 @@ pub fn finish(state: &mut State, work: Work) -> Option<(Letter, Outcome)> {
             (letter, Err(name_and_write(replica, letter, names).err()?))
         }
         Work::Promoting { letter, allowed, uuid } => {
-            let outcome = match state.replica(letter.replica) {
-                Some(replica) => promote(replica, letter, allowed, uuid),
-                None => Err(failure()),
-            };
-            (letter, outcome)
+            let replica = state.replica(letter.replica)?;
+            if replica.instance.mode == Mode::Down {
+                return Some((letter, Err(failure())));
+            }
+            let was_primary = replica.standing.role == InstanceRole::Primary;
+            replica.instance.promote(letter.replica);
+            replica.standing.became_primary(letter.epoch, was_primary);
+            replica.work.push(Work::Leading { letter, allowed, uuid, was_primary });
+            return None;
+        }
+        Work::Leading { letter, allowed, uuid, was_primary } => {
+            let replica = state.replica(letter.replica)?;
+            (letter, lead(replica, letter, allowed, uuid, was_primary))
         }
         Work::Passing { letter, entries } => {
             let outcome = pass(state, record.as_ref(), letter, entries);
             (letter, outcome)
         }
+        Work::Lost { letter } => (letter, Err(failure())),
     })
 }
 
-fn promote(replica: &mut Replica, letter: Letter, allowed: BTreeSet<ReplicaId>, uuid: uuid::Uuid) -> Outcome {
-    if replica.instance.mode == Mode::Down {
+/// The last part of a promotion: the epoch row, and only then whoever follows.
+fn lead(
+    replica: &mut Replica,
+    letter: Letter,
+    allowed: BTreeSet<ReplicaId>,
+    uuid: uuid::Uuid,
+    was_primary: bool,
+) -> Outcome {
+    if !replica.is_primary() || replica.instance.epoch() > letter.epoch {
         return Err(failure());
     }
-    let was_primary = replica.standing.role == InstanceRole::Primary;
-    replica.instance.promote(letter.replica);
+    // A fence may have come after the look at the promise and before the row.
+    write_row(replica, letter.epoch);
     let since = replica.standing.lead(letter.replica, letter.epoch, was_primary)?;
     replica.admit(letter.epoch.reign(), allowed);
     Ok(Reply::Promoted(Promoted {
@@ -302,6 +317,7 @@ fn promote(replica: &mut Replica, letter: Letter, allowed: BTreeSet<ReplicaId>, 
         since,
         timeline: replica.instance.timeline(),
         history: replica.instance.history(),
+        rows: replica.instance.rows(),
         lsn: replica.instance.end(),
         uuid,
     }))
@@ -372,13 +388,17 @@ pub fn start(state: &mut State, id: ReplicaId) {
     let Some(database) = map.database().filter(|d| d.replicas.contains_key(&id)) else { return };
     let switching = matches!(database.phase, quorate_model::Phase::Switching { .. });
     let Some(replica) = state.replica(id) else { return };
-    if replica.standing.is_failed() || replica.standing.retired && switching {
+    if !replica.standing.may_be_started(database) || replica.standing.retired && switching {
         return;
     }
     replica.standing.retired = false;
     replica.downstream = None;
     replica.instance.mode = Mode::Standby;
-    replica.standing.started();
+    if replica.standing.run == RunState::Divergent {
+        replica.standing.started_divergent();
+    } else {
+        replica.standing.started();
+    }
 }
 
 /// The postmaster ends; its agent notices at once.
@@ -389,11 +409,13 @@ pub fn crash(replica: &mut Replica) {
     }
 }
 
-/// The node loses power: of a replica stay its data and its promise.
+/// The node loses power: of a replica stay its data and its promise. Of the orders that it had accepted stays that
+/// somebody waits for their end.
 pub fn power_off(replica: &mut Replica) {
     let mut instance = replica.instance.clone();
     instance.stop();
     *replica = Replica {
+        work: replica.work.iter().map(|work| Work::Lost { letter: work.letter() }).collect(),
         led: replica.led,
         file: replica.file.clone(),
         quirk: replica.quirk,
@@ -424,7 +446,7 @@ pub fn build(state: &mut State, id: ReplicaId) {
 /// Orders that the coordinator gives to a replica that is not there fail.
 pub fn is_deliverable(state: &State, letter: &Letter) -> bool {
     let Some(replica) = state.replicas.get(&letter.replica).filter(|r| state.is_on(r)) else { return true };
-    let changing = replica.work.iter().any(|w| !matches!(w, Work::Passing { .. }));
+    let changing = replica.work.iter().any(|w| !matches!(w, Work::Passing { .. } | Work::Lost { .. }));
     // One change of an instance at a time; a fence waits for none.
     !(changing && matches!(letter.kind, OrderKind::Promote | OrderKind::Barrier | OrderKind::Retire))
 }

@@ -256,14 +256,16 @@ impl Writes {
         if state.frozen.is_some() {
             actions.push(Action::Thaw);
         }
+        for (id, replica) in &state.replicas {
+            let ready = replica.work.iter().enumerate().filter(|(_, w)| agent::can_finish(replica, w));
+            actions.extend(ready.map(|(at, _)| Action::Finish(*id, at)));
+        }
         for (id, replica) in state.replicas.iter().filter(|(_, r)| state.is_on(r)) {
             if replica.instance.mode == Mode::Down {
                 actions.push(Action::Start(*id));
             } else {
                 actions.push(Action::Keep(*id));
             }
-            let ready = replica.work.iter().enumerate().filter(|(_, w)| agent::can_finish(replica, w));
-            actions.extend(ready.map(|(at, _)| Action::Finish(*id, at)));
             let stale = replica.instance.senders.iter().filter(|(_, s)| s.stale.is_some());
             actions.extend(stale.map(|(standby, _)| Action::Reload(*id, *standby)));
             if replica.is_primary() {

@@ -106,6 +106,20 @@ impl Instance {
         rows.max().unwrap_or_default()
     }
 
+    /// The epoch rows, each with the timeline that it is on: those of one reign are on one.
+    pub fn rows(&self) -> Vec<(Epoch, Timeline)> {
+        let mut timeline = Timeline(1);
+        let mut rows = BTreeMap::new();
+        for entry in &self.log {
+            match entry {
+                Entry::Row(epoch) => drop(rows.entry(epoch.reign()).or_insert(timeline)),
+                Entry::Fork { .. } => timeline.0 += 1,
+                Entry::Write(_) | Entry::Shutdown => {}
+            }
+        }
+        rows.into_iter().collect()
+    }
+
     pub fn position(&self) -> Position {
         Position { epoch: self.epoch(), lsn: self.end(), timeline: self.timeline() }
     }

@@ -51,10 +51,26 @@ pub struct Admission {
 pub enum Work {
     /// Sync names are set, the instance is about to be promoted.
     Promoting { letter: Letter, allowed: BTreeSet<ReplicaId>, uuid: uuid::Uuid },
+    /// It is promoted; its epoch row is about to be written, and others to be let in.
+    Leading { letter: Letter, allowed: BTreeSet<ReplicaId>, uuid: uuid::Uuid, was_primary: bool },
     /// Only these replicate now; the sync names are about to be set.
     Naming { letter: Letter, names: Names },
     /// The barrier's commit waits for the quorum behind so many entries.
     Passing { letter: Letter, entries: usize },
+    /// The node lost power meanwhile: nothing goes on, and its giver is yet to find that out.
+    Lost { letter: Letter },
+}
+
+impl Work {
+    pub fn letter(&self) -> Letter {
+        match self {
+            Work::Promoting { letter, .. }
+            | Work::Leading { letter, .. }
+            | Work::Naming { letter, .. }
+            | Work::Passing { letter, .. }
+            | Work::Lost { letter } => *letter,
+        }
+    }
 }
 
 /// One replica on its node.

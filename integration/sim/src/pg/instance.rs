@@ -183,6 +183,9 @@ impl SimInstance {
         if found > epoch {
             return Err(InstanceError::EpochWentBack { found, wanted: epoch });
         }
+        if found == epoch {
+            return Ok(());
+        }
         let index = server.append(What::EpochRow(epoch), self.around.conditions.serial());
         let index = index.ok_or(InstanceError::NotRunning)?;
         server.flush(index + 1).await.map_err(|_| InstanceError::Lost { what: "the epoch row" })
@@ -190,7 +193,8 @@ impl SimInstance {
 
     fn promoted(content: &Content) -> Promoted {
         let lsn = content.history.last().map_or(Lsn(0), |(_, left)| *left);
-        Promoted { timeline: content.timeline(), history: content.history.clone(), lsn }
+        let (timeline, history) = (content.timeline(), content.history.clone());
+        Promoted { timeline, history, rows: wal::rows_of(&content.records), lsn }
     }
 
     async fn become_primary(&self, run: &Run) -> Result<(), InstanceError> {

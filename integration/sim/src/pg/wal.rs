@@ -2,6 +2,7 @@
 //! the same exactly where their numbers are.
 
 use quorate_model::{Epoch, Lsn, Timeline};
+use std::collections::BTreeMap;
 
 /// Where the first record begins.
 const ORIGIN: u64 = 0x1000;
@@ -33,6 +34,17 @@ pub enum What {
 /// The end of the log after so many records.
 pub fn end_of(records: usize) -> Lsn {
     Lsn(ORIGIN + records as u64 * RECORD_BYTES)
+}
+
+/// The epoch rows among these, each with the timeline that it is on: those of one reign are on one.
+pub fn rows_of(records: &[Record]) -> Vec<(Epoch, Timeline)> {
+    let mut rows = BTreeMap::new();
+    for record in records {
+        if let What::EpochRow(epoch) = record.what {
+            rows.entry(epoch.reign()).or_insert(record.timeline);
+        }
+    }
+    rows.into_iter().collect()
 }
 
 /// The highest epoch row among these.

@@ -114,6 +114,7 @@ fn alone_among_the_divergent(world: &mut World) -> (Database, Progress) {
         since: d.lineage.last().unwrap().epoch,
         timeline: position.timeline,
         history: Vec::new(),
+        rows: Vec::new(),
         lsn: position.lsn,
         uuid: uuid::Uuid::nil(),
     });
@@ -130,6 +131,51 @@ fn a_divergent_learner_that_does_not_run_is_not_waited_for() {
     let builds =
         |act: &Act| matches!(act, Act::Propose { change: Change::AllocateReplica { node: NodeId(4) }, .. });
     assert!(acts.iter().any(builds), "{acts:?}");
+}
+
+/// Found by the simulator, seed 5349: every copy had followed a primary whose reign ended before it was recorded.
+#[test]
+fn whoever_followed_a_reign_that_was_never_recorded_follows_the_next() {
+    let mut world = World::new(4);
+    let (d, coordinator) = (world.db().clone(), world.me);
+    world.apply(&d, Change::Elect { coordinator });
+    let unrecorded = world.db().epoch.reign();
+    let (d, mut progress) = alone_among_the_divergent(&mut world);
+    progress.divergent.clear();
+    let promoted = progress.promoted.as_mut().unwrap();
+    promoted.timeline = Timeline(3);
+    promoted.history = vec![(Timeline(1), Lsn(100)), (Timeline(2), Lsn(200))];
+    promoted.rows = vec![(d.lineage[0].epoch, Timeline(1)), (unrecorded, Timeline(2))];
+    let reports = world.reports();
+    let histories: Vec<_> = next(&world.view(&reports), &d, &progress)
+        .into_iter()
+        .filter_map(|act| match act {
+            Act::Order(Order { what: What::Attach { history, .. }, .. }) => Some(history),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(histories.len(), 2);
+    let end = |lsn| Position { epoch: unrecorded, lsn: Lsn(lsn), timeline: Timeline(2) };
+    assert!(histories.iter().all(|h| relate(h, &end(200)) == Relation::Prefix), "{histories:?}");
+    assert!(histories.iter().all(|h| relate(h, &end(201)) == Relation::Divergent), "{histories:?}");
+}
+
+/// Found by the model checker: the candidate ended after its promotion, and whoever followed it left the history.
+#[test]
+fn where_no_copy_can_return_another_is_built_at_once() {
+    let mut world = World::new(4);
+    let (d, mut progress) = alone_among_the_divergent(&mut world);
+    progress.entered_ms = world.now - world.timers.shrink_after;
+    let builds = |world: &mut World| {
+        let reports = world.reports();
+        let acts = next(&world.view(&reports), &d, &progress);
+        acts.iter().any(|act| matches!(act, Act::Propose { change: Change::AllocateReplica { .. }, .. }))
+    };
+    assert!(builds(&mut world), "no reboot brings one of them back");
+    let voter = *d.current.voters.last().unwrap();
+    let other = d.copies().find(|r| *r != d.current.primary && *r != voter).unwrap();
+    world.replicas.get_mut(&other).unwrap().run = RunState::Stopped("killed".into());
+    assert!(!builds(&mut world), "this one may come back");
 }
 
 #[test]
@@ -174,6 +220,7 @@ fn the_history_of_a_primary_begins_after_whoever_was_to_be_primary_between() {
             since,
             timeline: Timeline(2),
             history: vec![(Timeline(1), Lsn(50))],
+            rows: Vec::new(),
             lsn: Lsn(50),
             uuid: uuid::Uuid::nil(),
         };

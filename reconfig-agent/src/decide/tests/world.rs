@@ -12,9 +12,22 @@ pub(super) struct Fake {
     pub follows: Option<Epoch>,
     pub gate: GateReport,
     pub run: RunState,
-    /// When and from where it was promoted.
+    /// When it was promoted.
     pub since: Epoch,
-    pub left: (Timeline, Lsn),
+    /// Where its log left each older timeline, oldest first.
+    pub left: Vec<(Timeline, Lsn)>,
+    /// The epoch rows of its log.
+    pub rows: Vec<(Epoch, Timeline)>,
+}
+
+impl Fake {
+    fn write_row(&mut self, reign: Epoch) {
+        self.position.epoch = reign;
+        self.position.lsn.0 += 1;
+        if self.rows.iter().all(|(row, _)| *row != reign) {
+            self.rows.push((reign, self.position.timeline));
+        }
+    }
 }
 
 pub(super) struct World {
@@ -116,7 +129,8 @@ impl World {
                 gate: GateReport::Closed,
                 run: RunState::Building,
                 since: Epoch::default(),
-                left: (Timeline(1), Lsn(0)),
+                left: Vec::new(),
+                rows: Vec::new(),
             });
             if !fake.alive {
                 continue;
@@ -126,6 +140,7 @@ impl World {
                 fake.since = d.epoch.reign();
                 fake.run = RunState::Running;
                 fake.position = Position { epoch: d.epoch.reign(), lsn: Lsn(100), timeline: Timeline(1) };
+                fake.rows = vec![(d.epoch.reign(), Timeline(1))];
                 continue;
             }
             let settled = matches!(d.phase, Phase::Creating | Phase::Stable | Phase::Joint);
@@ -161,6 +176,7 @@ impl World {
             }
             if fake.follows.is_some_and(|e| e.same_reign(d.epoch)) && fake.promise <= d.epoch.reign() {
                 fake.position = primary.position;
+                (fake.rows, fake.left) = (primary.rows.clone(), primary.left.clone());
             }
         }
         let known: BTreeSet<ReplicaId> = d.replicas.keys().copied().collect();
@@ -362,22 +378,23 @@ impl World {
                 fake.role = InstanceRole::Primary;
                 if promoted {
                     fake.since = order.epoch.reign();
-                    fake.left = (fake.position.timeline, fake.position.lsn);
+                    fake.left.push((fake.position.timeline, fake.position.lsn));
                     fake.position.timeline.0 += 1;
                 }
+                let rows = fake.rows.clone();
+                fake.write_row(order.epoch.reign());
                 Reply::Promoted(Promoted {
                     promoted,
                     since: fake.since,
                     timeline: fake.position.timeline,
-                    history: vec![fake.left],
-                    lsn: fake.left.1,
+                    history: fake.left.clone(),
+                    rows,
+                    lsn: fake.left.last().map_or(Lsn(0), |(_, lsn)| *lsn),
                     uuid,
                 })
             }
             What::Attach { history, .. } => {
-                let mut lineage = d.lineage.clone();
-                lineage.extend(history);
-                if position::relate(&lineage, &fake.position) == position::Relation::Divergent {
+                if position::relate(&history, &fake.position) == position::Relation::Divergent {
                     fake.run = RunState::Divergent;
                     return Err(Failure::Divergent {
                         replica: order.replica,
@@ -390,8 +407,7 @@ impl World {
                 Reply::Done
             }
             What::Barrier { .. } => {
-                fake.position.epoch = order.epoch.reign();
-                fake.position.lsn.0 += 1;
+                fake.write_row(order.epoch.reign());
                 if !any_voter && !d.is_read_only() {
                     return Err(Failure::Instance("nobody acknowledges".into()));
                 }

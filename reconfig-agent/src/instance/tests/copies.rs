@@ -190,6 +190,8 @@ async fn a_promoted_standby_commits_with_the_other() {
     let alone = first.write_epoch(epoch, uuid, Duration::from_millis(300)).await;
     assert!(matches!(alone, Err(InstanceError::Timeout { .. })), "{alone:?}");
     assert_eq!(first.position().await.unwrap().epoch, epoch);
+    let rows = first.promote().await.unwrap().rows;
+    assert_eq!(rows, vec![(EPOCH, Timeline(1)), (epoch, Timeline(2))]);
 
     let _relay = Relay::open(&second, &first);
     let written = timed("attach + write_epoch", first.write_epoch(epoch, uuid, WAIT)).await.unwrap();
