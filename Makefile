@@ -40,7 +40,7 @@ demo: ## four nodes on this machine; Ctrl-C ends them (ARGS='--nodes 5 --dir DIR
 	$(CARGO) build --release --workspace --bin quorate
 	@echo; exec $(QUORATE) demo $(ARGS)
 
-test: ## everything: unit tests of all crates, then one cluster after another
+test: ## everything: unit tests of all crates, the model, fresh seeds, then one cluster after another
 	@scripts/test
 
 test-unit: ## unit tests only
