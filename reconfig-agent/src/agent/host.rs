@@ -60,7 +60,8 @@ pub trait ReplicaInstance: Send + Sync + 'static {
     async fn progress(&self) -> Result<Progress, InstanceError>;
     async fn promote(&self) -> Result<Promoted, InstanceError>;
     async fn set_sync_names(&self, names: &str) -> Result<(), InstanceError>;
-    async fn ensure_slots(&self, names: &BTreeSet<String>) -> Result<(), InstanceError>;
+    /// False: not yet exactly these; to be asked for again.
+    async fn ensure_slots(&self, names: &BTreeSet<String>) -> Result<bool, InstanceError>;
     async fn write_epoch(
         &self,
         epoch: Epoch,
@@ -194,7 +195,7 @@ impl ReplicaInstance for Instance {
         Instance::set_sync_names(self, names).await
     }
 
-    async fn ensure_slots(&self, names: &BTreeSet<String>) -> Result<(), InstanceError> {
+    async fn ensure_slots(&self, names: &BTreeSet<String>) -> Result<bool, InstanceError> {
         Instance::ensure_slots(self, names).await
     }
 

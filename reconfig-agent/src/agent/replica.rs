@@ -130,8 +130,10 @@ impl Replica {
             return Ok(());
         }
         let Some((_, names)) = &wanted else { return Ok(()) };
-        self.instance.ensure_slots(names).await?;
-        self.state().slots = wanted;
+        // What is still in use is dropped at a later look; until then these are not arranged.
+        if self.instance.ensure_slots(names).await? {
+            self.state().slots = wanted;
+        }
         Ok(())
     }
 

@@ -96,8 +96,9 @@ impl Instance {
 
     /// Makes the slots that are missing and drops those of replicas that are not named and not streaming. A slot
     /// made on a primary holds the log from now on; one on a standby, which may become primary any time, holds nothing
-    /// before it is used.
-    pub async fn ensure_slots(&self, names: &BTreeSet<String>) -> Result<(), InstanceError> {
+    /// before it is used. False: one that is not named is still in use (a walsender whose tunnel was cut ends a moment
+    /// later), and is to be dropped another time.
+    pub async fn ensure_slots(&self, names: &BTreeSet<String>) -> Result<bool, InstanceError> {
         within("arranging the slots", SLOTS_DEADLINE, self.inner.ensure_slots(names)).await
     }
 
@@ -160,7 +161,7 @@ impl Inner {
         self.sessions.row("measuring the size", SIZE, SIZE_MAX_AGE).await?.get(0)
     }
 
-    async fn ensure_slots(&self, names: &BTreeSet<String>) -> Result<(), InstanceError> {
+    async fn ensure_slots(&self, names: &BTreeSet<String>) -> Result<bool, InstanceError> {
         const WHAT: &str = "arranging the slots";
         const SLOTS: &str = "SELECT slot_name, active, restart_lsn IS NOT NULL \
             FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT temporary";
@@ -168,12 +169,16 @@ impl Inner {
         let reserve = !self.is_in_recovery(SLOTS_DEADLINE).await?;
         let mut present = BTreeSet::new();
         let mut statements = Vec::new();
+        let mut all_gone = true;
         for row in &found {
             let name = row.text(0).unwrap_or_default();
             let ours = ReplicaId::from_standby_name(name).is_some();
             // A former primary's would hold the log for ever: nobody streams from a standby.
             let holds_in_vain = !reserve && row.is_true(2)?;
-            if ours && (!names.contains(name) || holds_in_vain) && !row.is_true(1)? {
+            let is_spare = ours && (!names.contains(name) || holds_in_vain);
+            let in_use = row.is_true(1)?;
+            all_gone &= !(is_spare && in_use);
+            if is_spare && !in_use {
                 let name = quote_literal(name);
                 statements.push(format!("SELECT pg_drop_replication_slot({name})"));
             } else {
@@ -187,6 +192,6 @@ impl Inner {
         for statement in statements {
             self.sessions.rows(WHAT, &statement, SLOTS_DEADLINE).await?;
         }
-        Ok(())
+        Ok(all_gone)
     }
 }

@@ -426,9 +426,9 @@ impl ReplicaInstance for SimInstance {
         Ok(())
     }
 
-    async fn ensure_slots(&self, _names: &BTreeSet<String>) -> Result<(), InstanceError> {
+    async fn ensure_slots(&self, _names: &BTreeSet<String>) -> Result<bool, InstanceError> {
         // The simulated log is never recycled.
-        self.run().map(|_| ())
+        self.run().map(|_| true)
     }
 
     async fn write_epoch(

@@ -4,6 +4,7 @@ use super::fixture::*;
 use crate::instance::{InstanceError, Paths, SOCKET_NAME, StopMode};
 use quorate_model::configuration::SENTINEL_SYNC_NAMES;
 use quorate_model::{Epoch, Lsn, ReplicaId, Timeline};
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -161,6 +162,22 @@ async fn a_copy_is_given_up_and_made_again() {
     caught_up(&standby, &primary).await;
     let done = *standby.seed_progress().borrow();
     assert!(done.done_bytes > 0 && done.total_bytes >= done.done_bytes, "{done:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_is_in_use_is_dropped_once_it_is_not() {
+    let world = World::new();
+    let primary = world.primary(1).await;
+    let (standby, relay) = world.standby(2, &primary).await;
+    caught_up(&standby, &primary).await;
+    let nobody = BTreeSet::new();
+    let admin = connect(&primary, "postgres").await;
+    let slots = async || value(&admin, "SELECT count(*)::text FROM pg_replication_slots").await;
+    assert!(!primary.ensure_slots(&nobody).await.unwrap(), "it is said that one is left");
+    assert_eq!(slots().await, "1");
+    relay.cut();
+    eventually("the walsender ends", async || primary.ensure_slots(&nobody).await.unwrap()).await;
+    assert_eq!(slots().await, "0");
 }
 
 /// Two standbys: one is promoted and takes writes that the other acknowledges.
