@@ -43,10 +43,15 @@ pub fn command(program: &Path, user: &OsUser, on_daemon_death: Signal) -> Comman
         command.uid(uid).gid(gid);
     }
     let daemon = rustix::process::getpid();
-    // SAFETY: between fork and exec the closure makes three system calls and touches no lock and no heap. It runs
+    // SAFETY: between fork and exec the closure makes system calls only and touches no lock and no heap. It runs
     // after the change of user, which would have cleared the death signal.
     unsafe {
         command.pre_exec(move || {
+            // Whoever started the daemon may have had them ignored, as a shell does for what it puts in the background. That
+            // is inherited, and until the program installs its handlers the death signal would be lost.
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
             rustix::process::set_parent_process_death_signal(Some(on_daemon_death))?;
             if rustix::process::getppid() != Some(daemon) {
                 return Err(io::ErrorKind::BrokenPipe.into());
@@ -110,5 +115,24 @@ pub fn kill_group(pid: Option<u32>) {
     if let Some(pid) = pid {
         // It may be gone already.
         let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn what_the_daemon_was_started_with_does_not_make_its_instances_deaf() {
+        // SAFETY: a disposition of this process, which no test needs to end by the signal.
+        unsafe { libc::signal(libc::SIGQUIT, libc::SIG_IGN) };
+        let user = OsUser::for_instances().unwrap();
+        let mut command = command(Path::new("/bin/cat"), &user, Signal::QUIT);
+        let said = command.arg("/proc/self/status").output().await.unwrap();
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        let ignored = said.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+        let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
+        assert_eq!(ignored & (1 << (libc::SIGQUIT - 1)), 0, "{ignored:x}");
     }
 }
