@@ -1,7 +1,7 @@
 //! What may be asked of the partition map, and how it refuses.
 
 use crate::{
-    Configuration, DatabaseId, DatabaseOption, Event, Lineage, NodeId, NodeRecord, OperationId,
+    AllowList, Configuration, DatabaseId, DatabaseOption, Event, Lineage, NodeId, NodeRecord, OperationId,
     OperationState, ReplicaId, ReplicaState, ServerId, Step,
 };
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,11 @@ pub enum Command {
     },
     DropServer {
         name: String,
+    },
+    /// From where a server's clients may come.
+    AllowFrom {
+        server: String,
+        allow: AllowList,
     },
     /// Records the database in phase Creating, with the first node of `placement` as its first primary's.
     CreateDatabase {

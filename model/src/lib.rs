@@ -6,6 +6,7 @@
 //! a simulator and a model checker. Everything is ordered and hashed deterministically (`BTreeMap`, never
 //! `HashMap`), because each replica of the map must compute the same bytes.
 
+pub mod allow;
 pub mod command;
 pub mod configuration;
 pub mod database;
@@ -21,6 +22,7 @@ pub mod position;
 pub mod report;
 mod transition;
 
+pub use allow::{AllowError, AllowList};
 pub use command::{Applied, Change, Command, Refusal};
 pub use configuration::Configuration;
 pub use database::{Commits, Database, DatabaseOption, Phase, Reads, Replica, ReplicaState};

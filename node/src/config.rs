@@ -104,6 +104,8 @@ pub struct Limits {
     pub max_sessions: u32,
     /// Client sessions of one logical server on this node.
     pub max_sessions_per_server: u32,
+    /// Sessions of one logical server that may begin in a second on this node.
+    pub max_logins_per_second_per_server: u32,
     /// Connections of one instance.
     pub max_connections: u32,
     /// Shared buffers of one instance, MiB.
@@ -117,6 +119,7 @@ impl Default for Limits {
         Limits {
             max_sessions: 5_000,
             max_sessions_per_server: 1_000,
+            max_logins_per_second_per_server: 1_000,
             max_connections: 120,
             shared_buffers_mib: 64,
             workers: 0,
@@ -185,6 +188,10 @@ impl Config {
         let l = &self.limits;
         require(l.max_sessions >= 1, "limits.max_sessions: must be 1 or more");
         require(l.max_sessions_per_server >= 1, "limits.max_sessions_per_server: must be 1 or more");
+        require(
+            l.max_logins_per_second_per_server >= 1,
+            "limits.max_logins_per_second_per_server: must be 1 or more",
+        );
         require(l.max_connections >= 20, "limits.max_connections: must be 20 or more");
         require(l.shared_buffers_mib >= 1, "limits.shared_buffers_mib: must be 1 or more");
         faults

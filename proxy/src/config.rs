@@ -17,6 +17,8 @@ pub struct ProxyConfig {
     pub hold: Duration,
     /// Bytes set aside for requests of clients that wait, on this node.
     pub max_held_bytes: usize,
+    /// How many sessions of one logical server may begin in a second on this node.
+    pub logins_per_second: u32,
     /// Without it, TLS is not offered.
     pub tls: Option<Arc<ClientTls>>,
 }
@@ -30,6 +32,7 @@ impl ProxyConfig {
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             hold: Duration::from_secs(30),
             max_held_bytes: 256 * 1024 * 1024,
+            logins_per_second: 1_000,
             tls: None,
         }
     }
@@ -54,6 +57,8 @@ pub const LAST_WORD: Duration = Duration::from_millis(200);
 /// How long a session is quiet before its server is asked what it holds: drivers that set several things one after the
 /// other are asked for once.
 pub const INQUIRE_AFTER: Duration = Duration::from_millis(20);
+/// One tenant may have this part of the clients that wait on a node.
+pub const HOLD_PARTS: usize = 4;
 /// Pause before the same place is tried again.
 pub const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Longest time to connect to a server and to start a session there.

@@ -281,6 +281,46 @@ async fn a_full_node_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn clients_come_from_where_their_server_allows() {
+    let postgres = Postgres::start().await;
+    let cluster = Cluster::start().await;
+    cluster.open(1, &postgres);
+    let before = soon(cluster.connect(2)).await;
+    cluster.allow("192.0.2.0/24, ::1");
+    let error = soon(connect(&cluster.config(2))).await.err().unwrap();
+    assert_eq!(code(&error), "28000");
+    assert!(error.as_db_error().unwrap().message().contains("127.0.0.1"), "{error:?}");
+    assert_eq!(number(&before, "select 1::int8").await.unwrap(), 1, "who is there stays");
+    cluster.allow("127.0.0.0/8");
+    soon(cluster.connect(2)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logins_that_come_too_fast_are_told_when_to_come_again() {
+    let postgres = Postgres::start().await;
+    let cluster = Cluster::with(|config| config.logins_per_second = 1).await;
+    cluster.open(1, &postgres);
+    // Whether or not they know the password.
+    let mut wrong = cluster.config(2);
+    wrong.password("wrong");
+    let refused = loop {
+        let error = soon(connect(&wrong)).await.err().unwrap();
+        if code(&error) != "28P01" {
+            break error;
+        }
+    };
+    assert_eq!(code(&refused), "53400");
+    assert!(refused.as_db_error().unwrap().hint().unwrap().contains("milliseconds"));
+    // The limit is a node's.
+    soon(cluster.connect(1)).await;
+    let until = std::time::Instant::now() + 10 * SECOND;
+    while connect(&cluster.config(2)).await.is_err() {
+        assert!(std::time::Instant::now() < until, "the tenant's own logins come through again");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn statements_that_weaken_commits_are_refused_in_their_place() {
     let postgres = Postgres::start().await;
     let cluster = Cluster::start().await;

@@ -53,6 +53,7 @@ pub struct Plan {
     pub limits: Limits,
     pub max_sessions_node: u32,
     pub max_sessions_server: u32,
+    pub logins_per_second: u32,
     pub workers: usize,
     pub client_tls: Option<Arc<ClientTls>>,
 }
@@ -119,6 +120,7 @@ pub async fn start(plan: Plan, stop: CancellationToken) -> anyhow::Result<App> {
             tls: plan.client_tls.clone(),
             workers: plan.workers,
             hold: plan.hold,
+            logins_per_second: plan.logins_per_second,
             ..ProxyConfig::new(node, plan.client_listen)
         },
         map.watch(),

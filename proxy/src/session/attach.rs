@@ -46,7 +46,7 @@ impl Shared {
         parameters: &[(String, String)],
         until: Instant,
     ) -> Result<Attached, Denied> {
-        let mut follow = Follow::new(self, target.database, until);
+        let mut follow = Follow::new(self, target, until);
         loop {
             let primary = follow.primary().await?;
             let attempt = tokio::select! {

@@ -1,10 +1,10 @@
 //! Waiting for a database to have an open primary: where it is now, whether it has moved, and for how long.
 
-use super::shared::{Held, Shared};
+use super::shared::{Crowded, Held, Shared};
 use crate::config::RETRY_PAUSE;
-use crate::route::{Place, phase_of, place};
+use crate::route::{Place, Target, phase_of, place};
 use crate::wire::reply::ErrorReply;
-use quorate_model::{DatabaseId, Epoch, NodeId, PartitionMap, ReplicaId};
+use quorate_model::{DatabaseId, Epoch, NodeId, PartitionMap, ReplicaId, ServerId};
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
@@ -54,6 +54,7 @@ pub struct Follow<'a> {
     shared: &'a Shared,
     map: watch::Receiver<Arc<PartitionMap>>,
     database: DatabaseId,
+    server: ServerId,
     pub until: Instant,
     held: Option<Held<'a>>,
     /// Why the last attempt failed.
@@ -61,8 +62,9 @@ pub struct Follow<'a> {
 }
 
 impl<'a> Follow<'a> {
-    pub fn new(shared: &'a Shared, database: DatabaseId, until: Instant) -> Self {
-        Follow { shared, map: shared.map.clone(), database, until, held: None, why: String::new() }
+    pub fn new(shared: &'a Shared, target: &Target, until: Instant) -> Self {
+        let (database, server) = (target.database, target.server);
+        Follow { shared, map: shared.map.clone(), database, server, until, held: None, why: String::new() }
     }
 
     fn look(&mut self) -> Place {
@@ -118,14 +120,17 @@ impl<'a> Follow<'a> {
 
     fn begin_hold(&mut self) -> Result<(), ErrorReply> {
         if self.held.is_none() {
-            self.held = self.shared.hold();
-            if self.held.is_none() {
-                return Err(ErrorReply::error(
-                    "53200",
-                    "too many clients wait for their databases on this node",
-                )
-                .hint("Retry the request after 10 seconds, or at another node."));
-            }
+            let held = self.shared.hold(self.server).map_err(|crowded| {
+                let whose = match crowded {
+                    Crowded::Node => "too many clients wait for their databases on this node",
+                    Crowded::Server => {
+                        "too many clients of this logical server wait for their databases on this node"
+                    }
+                };
+                ErrorReply::error("53200", whose)
+                    .hint("Retry the request after 10 seconds, or at another node.")
+            })?;
+            self.held = Some(held);
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use super::follow::{Denied, Follow};
 use super::hello::{self, Greeting, end, greet};
 use super::shared::Shared;
 use crate::config::{CALL_DEADLINE, LOGIN_DEADLINE, MAX_SASL_BYTES};
+use crate::gate::boot_time;
 use crate::gate::control::RoleRecord;
 use crate::gate::slot::Slot;
 use crate::relay::{Relay, Role, down};
@@ -21,7 +22,9 @@ use crate::wire::startup::{NEWEST_MINOR, Startup};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use quorate_transport::{Service, decode, encode};
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
@@ -62,12 +65,13 @@ impl From<std::io::Error> for Refusal {
 
 /// Serves one connection from its first byte to its last. `login` is its place among those that log in.
 pub async fn serve(shared: Arc<Shared>, tcp: TcpStream, login: OwnedSemaphorePermit) {
+    let address = tcp.peer_addr().ok().map(|address| address.ip());
     let Some(Greeting { stream, startup, channel }) = greet(&shared, tcp).await else { return };
     // The relay reads ahead, so the client's stream is in it from here on.
     let slot = Arc::new(Slot::default());
     let mut relay = Relay::new(Role::Entry, stream, slot);
     let outcome = tokio::select! {
-        outcome = log_in(&shared, &mut relay, startup, &channel) => outcome,
+        outcome = log_in(&shared, &mut relay, address, startup, &channel) => outcome,
         () = shared.stop.cancelled() => Err(super::stopping().into()),
     };
     drop(login);
@@ -81,6 +85,7 @@ pub async fn serve(shared: Arc<Shared>, tcp: TcpStream, login: OwnedSemaphorePer
 async fn log_in(
     shared: &Arc<Shared>,
     relay: &mut Relay,
+    address: Option<IpAddr>,
     startup: Startup,
     channel: &hello::Channel,
 ) -> Result<super::Made, Refusal> {
@@ -89,7 +94,13 @@ async fn log_in(
         negotiate_version(&mut out, startup.minor.min(NEWEST_MINOR), &startup.unknown_options);
         relay.client.write_all(&out).await?;
     }
-    let target = admissible(shared, &startup, channel)?;
+    let target = admissible(shared, address, &startup, channel)?;
+    shared.logins.admit(target.server, Duration::from_nanos(boot_time())).map_err(|too_fast| {
+        let wait = too_fast.wait.as_millis() + 1;
+        ErrorReply::fatal(too_fast.sqlstate(), too_fast.to_string()).hint(format!(
+            "Retry after {wait} milliseconds, and keep connections open instead of making new ones."
+        ))
+    })?;
     let permit = shared.admission.admit(target.server).map_err(|full| {
         ErrorReply::fatal(full.sqlstate(), format!("too many connections for {}", full.scope))
             .detail(format!("The limit is {} sessions.", full.limit))
@@ -127,7 +138,12 @@ async fn log_in(
 }
 
 /// What can be said without asking the database.
-fn admissible(shared: &Shared, startup: &Startup, channel: &hello::Channel) -> Result<Target, ErrorReply> {
+fn admissible(
+    shared: &Shared,
+    address: Option<IpAddr>,
+    startup: &Startup,
+    channel: &hello::Channel,
+) -> Result<Target, ErrorReply> {
     if startup.replication {
         return Err(ErrorReply::fatal("0A000", "replication connections are not available to clients")
             .detail("Copies of a database are made and fed by the cluster itself.")
@@ -138,12 +154,19 @@ fn admissible(shared: &Shared, startup: &Startup, channel: &hello::Channel) -> R
     }
     let map = shared.map.borrow();
     let server = channel.host.as_deref().and_then(|host| server_of_host(&map, host));
-    route(&map, &startup.user, &startup.database, server).map_err(|e| e.reply())
+    let target = route(&map, &startup.user, &startup.database, server).map_err(|e| e.reply())?;
+    if map.servers.get(&target.server).is_some_and(|server| !server.allow.admits(address)) {
+        let from = address.map_or_else(|| "an unknown address".to_owned(), |address| address.to_string());
+        return Err(ErrorReply::fatal("28000", format!("no access from {from}"))
+            .detail("The logical server admits clients from the addresses of its list only.")
+            .hint("Connect from another address, or change the list: ALTER SERVER s SET allow = '…' on the admin port."));
+    }
+    Ok(target)
 }
 
 /// What the database holds of the role.
 async fn role(shared: &Shared, target: &Target, until: Instant) -> Result<Option<RoleRecord>, Denied> {
-    let mut follow = Follow::new(shared, target.database, until);
+    let mut follow = Follow::new(shared, target, until);
     loop {
         let primary = follow.primary().await?;
         let asking = async {

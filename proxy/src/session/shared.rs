@@ -1,16 +1,15 @@
 //! What the sessions of one node share.
 
 use crate::cancel::Cancels;
-use crate::config::ProxyConfig;
+use crate::config::{HOLD_PARTS, ProxyConfig};
 use crate::gate::Gates;
 use crate::gate::slot::{Slot, locked};
 use crate::route::{Place, place};
 use crate::wire::lane::LANE_BYTES;
-use quorate_model::{DatabaseId, PartitionMap};
-use quorate_throttle::Admission;
+use quorate_model::{DatabaseId, PartitionMap, ServerId};
+use quorate_throttle::{Admission, Logins};
 use quorate_transport::Peers;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -24,16 +23,60 @@ pub struct Shared {
     pub cancels: Arc<Cancels>,
     pub routes: Arc<Routes>,
     pub stop: CancellationToken,
-    /// Clients that wait for their databases.
-    held: AtomicUsize,
+    pub logins: Logins,
+    holds: Mutex<Holds>,
+}
+
+/// Clients that wait for their databases.
+#[derive(Debug, Default)]
+struct Holds {
+    all: usize,
+    of_server: HashMap<ServerId, usize>,
+}
+
+/// Whose clients wait in too great a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crowded {
+    Node,
+    Server,
+}
+
+impl Holds {
+    /// A place, if fewer than `limit` clients wait; of one tenant fewer than its part of them, so that the databases of one
+    /// that are closed for long do not keep the clients of others out.
+    fn take(&mut self, server: ServerId, limit: usize) -> Result<(), Crowded> {
+        let of_server = self.of_server.get(&server).copied().unwrap_or(0);
+        if self.all >= limit {
+            return Err(Crowded::Node);
+        }
+        if of_server >= (limit / HOLD_PARTS).max(1) {
+            return Err(Crowded::Server);
+        }
+        self.all += 1;
+        self.of_server.insert(server, of_server + 1);
+        Ok(())
+    }
+
+    fn leave(&mut self, server: ServerId) {
+        self.all = self.all.saturating_sub(1);
+        if let Some(count) = self.of_server.get_mut(&server) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_server.remove(&server);
+            }
+        }
+    }
 }
 
 /// One client's place among those that wait.
-pub struct Held<'a>(&'a AtomicUsize);
+pub struct Held<'a> {
+    holds: &'a Mutex<Holds>,
+    server: ServerId,
+}
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        locked(self.holds).leave(self.server);
     }
 }
 
@@ -47,15 +90,15 @@ impl Shared {
         cancels: Arc<Cancels>,
         stop: CancellationToken,
     ) -> Arc<Shared> {
-        let (routes, held) = (Arc::default(), AtomicUsize::new(0));
-        Arc::new(Shared { config, map, peers, gates, admission, cancels, routes, stop, held })
+        let (routes, holds) = (Arc::default(), Mutex::default());
+        let logins = Logins::new(config.logins_per_second);
+        Arc::new(Shared { config, map, peers, gates, admission, cancels, routes, stop, logins, holds })
     }
 
-    /// A place among the clients that wait, if there is memory for one more.
-    pub fn hold(&self) -> Option<Held<'_>> {
-        let before = self.held.fetch_add(1, Ordering::Relaxed);
-        let held = Held(&self.held);
-        ((before + 1) * LANE_BYTES <= self.config.max_held_bytes).then_some(held)
+    /// A place among the clients that wait, if there is memory for one more of this tenant.
+    pub fn hold(&self, server: ServerId) -> Result<Held<'_>, Crowded> {
+        locked(&self.holds).take(server, self.config.max_held_bytes / LANE_BYTES)?;
+        Ok(Held { holds: &self.holds, server })
     }
 }
 
@@ -136,5 +179,33 @@ impl Drop for RouteEntry {
                 databases.remove(&self.database);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clients_of_one_tenant_leave_room_for_those_of_others() {
+        let mut holds = Holds::default();
+        let (one, other) = (ServerId(1), ServerId(2));
+        let limit = 2 * HOLD_PARTS;
+        assert_eq!([holds.take(one, limit), holds.take(one, limit)], [Ok(()); 2]);
+        assert_eq!(holds.take(one, limit), Err(Crowded::Server));
+        assert_eq!(holds.take(other, limit), Ok(()));
+        holds.leave(one);
+        assert_eq!(holds.take(one, limit), Ok(()));
+        for server in 3.. {
+            if holds.all == limit {
+                break;
+            }
+            assert_eq!(holds.take(ServerId(server), limit), Ok(()));
+        }
+        assert_eq!(holds.take(other, limit), Err(Crowded::Node));
+        for _ in 0..2 {
+            holds.leave(one);
+        }
+        assert!(!holds.of_server.contains_key(&one));
     }
 }

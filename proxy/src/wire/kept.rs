@@ -19,6 +19,9 @@ const MAX_STATEMENT_BYTES: usize = 512 * 1024;
 /// Names of settings of the application's own that are asked for.
 const MAX_NAMES: usize = 64;
 
+/// What Postgres keeps of a statement's name (`NAMEDATALEN` - 1).
+const MAX_NAME_BYTES: usize = 63;
+
 const SET: u16 = 1;
 const LISTEN: u16 = 1 << 1;
 const SQL_PREPARED: u16 = 1 << 2;
@@ -117,7 +120,7 @@ impl Kept {
         self.stale &= UNTOLD;
         let bytes = &mut self.statement_bytes;
         self.statements.retain(|name, body| {
-            let stays = known.parsed.contains(name);
+            let stays = known.parsed.contains(&name[..name.len().min(MAX_NAME_BYTES)]);
             if !stays {
                 *bytes -= body.len();
             }
@@ -240,8 +243,14 @@ impl Kept {
             b"PREPARE" | b"DEALLOCATE" => self.fresh |= SQL_PREPARED,
             b"DECLARE CURSOR" if self.hold => self.fresh |= CURSOR,
             b"DISCARD ALL" => {
-                let (parses_sent, parses_answered) = (self.parses_sent, self.parses_answered);
-                *self = Kept { parses_sent, parses_answered, ..Kept::default() };
+                // What was sent behind it is not discarded, and what of it was noted is asked for.
+                *self = Kept {
+                    fresh: self.fresh & !UNTOLD,
+                    pending: std::mem::take(&mut self.pending),
+                    parses_sent: self.parses_sent,
+                    parses_answered: self.parses_answered,
+                    ..Kept::default()
+                };
             }
             b"CLOSE CURSOR" | b"CLOSE CURSOR ALL" if self.known.immovable.is_some() => self.fresh |= CURSOR,
             b"DISCARD TEMP" => self.fresh |= TEMP,
@@ -348,6 +357,19 @@ mod tests {
         assert_eq!(names(&kept), [b"a", b"e"], "DEALLOCATE b");
         kept.close(b"a");
         assert_eq!((names(&kept), kept.statement_bytes), (vec![b"e".to_vec()], 1));
+        // Postgres keeps the beginning of a long name.
+        let long = [b'n'; 70];
+        kept.prepare(&long, b"x", true);
+        kept.parse_complete();
+        kept.learn(known(&[b"e", &long[..63]], None));
+        assert_eq!(names(&kept).len(), 2);
+        // What is sent behind DISCARD ALL is not discarded.
+        kept.prepare(b"f", b"x", true);
+        kept.text(crate::guard::read(b"create temp table t (a int)"));
+        kept.complete(b"DISCARD ALL");
+        kept.parse_complete();
+        kept.settle();
+        assert_eq!((names(&kept), kept.is_stale()), (vec![b"f".to_vec()], true));
     }
 
     #[test]

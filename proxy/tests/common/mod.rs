@@ -402,6 +402,14 @@ impl Cluster {
         self.map.send_replace(Arc::new(map));
     }
 
+    /// From where the clients of its server may come.
+    pub fn allow(&self, from: &str) {
+        let mut map = PartitionMap::clone(&self.map.borrow());
+        let allow = AllowList::parse(from).unwrap();
+        map.apply(Command::AllowFrom { server: "demo".into(), allow }).unwrap();
+        self.map.send_replace(Arc::new(map));
+    }
+
     pub fn epoch(&self) -> Epoch {
         self.map.borrow().databases[&self.database].epoch
     }

@@ -14,8 +14,8 @@ pub mod state;
 use crate::decisions::{Decisions, Quirk};
 use postgres::{Entry, Instance, Mode, Names};
 use quorate_model::{
-    Command, Commits, Configuration, Database, DatabaseId, Epoch, GateReport, Lineage, Lsn, NodeId,
-    NodeRecord, PartitionMap, Phase, Reads, ReplicaId, ReplicaState, Server, ServerId, Timeline,
+    AllowList, Command, Commits, Configuration, Database, DatabaseId, Epoch, GateReport, Lineage, Lsn,
+    NodeId, NodeRecord, PartitionMap, Phase, Reads, ReplicaId, ReplicaState, Server, ServerId, Timeline,
 };
 use quorate_reconfig_agent::decide::Progress;
 use quorate_reconfig_agent::tunnel::Route;
@@ -183,8 +183,13 @@ impl Writes {
             http: String::new(),
             version: String::new(),
         };
-        let server =
-            Server { id: ServerId(1), name: "s".to_owned(), admin: String::new(), verifier: String::new() };
+        let server = Server {
+            id: ServerId(1),
+            name: "s".to_owned(),
+            admin: String::new(),
+            verifier: String::new(),
+            allow: AllowList::default(),
+        };
         Map(Arc::new(PartitionMap {
             nodes: (1..=4).map(|id| (NodeId(id), node(id))).collect(),
             servers: [(server.id, server)].into(),

@@ -1,6 +1,7 @@
 //! Every order of the admin port, one a file. `SHOW HELP` is made from this table, and so is the reader.
 
 mod alter_database;
+mod alter_server;
 mod cancel_operation;
 mod create_database;
 mod create_server;
@@ -55,6 +56,7 @@ pub const ORDERS: &[Spec] = &[
     show_version::SPEC,
     show_help::SPEC,
     create_server::SPEC,
+    alter_server::SPEC,
     drop_server::SPEC,
     create_database::SPEC,
     drop_database::SPEC,

@@ -9,11 +9,11 @@ use std::sync::Arc;
 pub const SPEC: Spec = Spec {
     words: &["SHOW", "SERVERS"],
     syntax: "SHOW SERVERS",
-    help: "the logical servers (tenants), their logins, and how many databases they have",
+    help: "the logical servers (tenants), their logins, how many databases they have, and from where their clients may come",
     parse: |_| Ok(Arc::new(ShowServers)),
 };
 
-const COLUMNS: &[Column] = &[text("server"), text("admin"), int("databases")];
+const COLUMNS: &[Column] = &[text("server"), text("admin"), int("databases"), text("allow")];
 
 #[derive(Debug)]
 struct ShowServers;
@@ -31,7 +31,8 @@ impl Order for ShowServers {
             .values()
             .map(|s| {
                 let databases = map.databases.values().filter(|d| d.server == s.id).count();
-                vec![s.name.as_str().into(), s.admin.as_str().into(), databases.into()]
+                let allow = s.allow.to_string();
+                vec![s.name.as_str().into(), s.admin.as_str().into(), databases.into(), allow.into()]
             })
             .collect();
         Ok(Answer::Rows { tag: "SHOW", columns: COLUMNS, rows })

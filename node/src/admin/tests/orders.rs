@@ -342,6 +342,26 @@ async fn a_failover_is_explained_row_by_row() {
 }
 
 #[tokio::test]
+async fn who_may_connect_to_a_server() {
+    let (_port, client) = with_app().await;
+    let allow = async || client.query_one("SHOW SERVERS", &[]).await.unwrap().get::<_, String>("allow");
+    assert_eq!(allow().await, "all");
+    client.batch_execute("ALTER SERVER demo SET allow = '10.0.0.0/8, ::1'").await.unwrap();
+    assert_eq!(allow().await, "10.0.0.0/8, ::1/128");
+    for (order, code) in [
+        ("ALTER SERVER demo SET allow = '10.0.0.1/8'", "22023"),
+        ("ALTER SERVER demo SET allow = ''", "22023"),
+        ("ALTER SERVER demo SET deny = 'all'", "42601"),
+        ("ALTER SERVER dmeo SET allow = 'all'", "42704"),
+    ] {
+        assert_eq!(refused(&client, order).await.0, code, "{order}");
+    }
+    assert_eq!(allow().await, "10.0.0.0/8, ::1/128", "a refused order changes nothing");
+    client.batch_execute("alter server demo set allow = 'all'").await.unwrap();
+    assert_eq!(allow().await, "all");
+}
+
+#[tokio::test]
 async fn options_and_diagnostics() {
     let (port, client) = with_app().await;
     let row = client.query_one("SHOW DATABASES", &[]).await.unwrap();
