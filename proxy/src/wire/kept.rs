@@ -58,6 +58,15 @@ const WORDS: [(u16, &str); 11] = [
 /// A name, and the body of the Parse message that made it.
 pub type Statements = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
+/// A Parse that was sent and not answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Pending {
+    /// Counted over all of the session.
+    number: u32,
+    name: Box<[u8]>,
+    body: Box<[u8]>,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Kept {
     /// May have changed since the server was asked, by requests that have ended.
@@ -66,8 +75,7 @@ pub struct Kept {
     fresh: u16,
     statements: Statements,
     statement_bytes: usize,
-    /// Sent and not answered: the number of the Parse, the statement's name and the message's body.
-    pending: VecDeque<(u32, Box<[u8]>, Box<[u8]>)>,
+    pending: VecDeque<Pending>,
     parses_sent: u32,
     parses_answered: u32,
     /// Settings with a dot in their names, which the server lists nowhere.
@@ -172,7 +180,7 @@ impl Kept {
             return;
         }
         if whole && self.pending.len() < MAX_STATEMENTS {
-            self.pending.push_back((number, name.into(), body.into()));
+            self.pending.push_back(Pending { number, name: name.into(), body: body.into() });
         } else {
             self.fresh |= MANY_PREPARED;
         }
@@ -183,8 +191,8 @@ impl Kept {
     pub fn parse_complete(&mut self) {
         let number = self.parses_answered;
         self.parses_answered = number.wrapping_add(1);
-        if self.pending.front().is_some_and(|(first, ..)| *first == number)
-            && let Some((_, name, body)) = self.pending.pop_front()
+        if self.pending.front().is_some_and(|first| first.number == number)
+            && let Some(Pending { name, body, .. }) = self.pending.pop_front()
         {
             self.remember(name, body);
         }
@@ -210,8 +218,7 @@ impl Kept {
     #[inline]
     pub fn synced(&mut self, parses_sent: u32) {
         self.parses_answered = parses_sent;
-        while self.pending.front().is_some_and(|(number, ..)| (parses_sent.wrapping_sub(*number) as i32) > 0)
-        {
+        while self.pending.front().is_some_and(|first| (parses_sent.wrapping_sub(first.number) as i32) > 0) {
             self.pending.pop_front();
         }
     }
