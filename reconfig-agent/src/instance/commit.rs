@@ -22,6 +22,9 @@ use uuid::Uuid;
 const SYNC_NAMES_DEADLINE: Duration = Duration::from_secs(5);
 const RELOAD_POLL: Duration = Duration::from_millis(1);
 const TERMINATE_DEADLINE: Duration = Duration::from_secs(5);
+/// Epoch rows that are kept. They grow by one a reign, and all of them go with every order to attach. A copy that missed
+/// more reigns than that is rebuilt instead of told apart.
+pub(super) const MAX_REIGNS: usize = 512;
 const BARRIER: &str = "the barrier";
 const EPOCH: &str = "the epoch row";
 
@@ -135,6 +138,10 @@ impl Inner {
                  SELECT {data_loss}, {primary}, \
                      ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int8 \
                  FROM now ON CONFLICT DO NOTHING \
+             ), old AS ( \
+                 DELETE FROM quorate.reigns WHERE (data_loss, primary_epoch) < ( \
+                     SELECT data_loss, primary_epoch FROM quorate.reigns \
+                     ORDER BY data_loss DESC, primary_epoch DESC OFFSET {MAX_REIGNS} - 1 LIMIT 1) \
              ) SELECT the_row FROM now"
         );
         let _only_writer = self.epoch_writer.lock().await;

@@ -25,7 +25,7 @@ pub struct Promoted {
     pub timeline: Timeline,
     /// The timelines before, oldest first, each with the position at which it was left.
     pub history: Vec<(Timeline, Lsn)>,
-    /// The epoch rows that the log holds, oldest first, each with the timeline that it is on.
+    /// The epoch rows that the log holds, oldest first, each with the timeline that it is on; of very many the latest.
     pub rows: Vec<(Epoch, Timeline)>,
     /// Where `timeline` left the one before: the start of this lineage entry.
     pub lsn: Lsn,

@@ -2,6 +2,7 @@
 
 use super::fixture::*;
 use crate::instance::InstanceError;
+use crate::instance::commit::MAX_REIGNS;
 use quorate_model::Epoch;
 use std::time::Duration;
 use uuid::Uuid;
@@ -61,6 +62,22 @@ async fn slots_follow_the_replicas() {
     assert_eq!(value(&admin, slots).await, "r2true,r3true,theirsfalse");
     primary.ensure_slots(&["r3".to_owned(), "r4".to_owned()].into()).await.unwrap();
     assert_eq!(value(&admin, slots).await, "r3true,r4true,theirsfalse");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_very_many_reigns_the_latest_are_kept() {
+    let world = World::new();
+    let primary = world.primary(1).await;
+    let admin = connect(&primary, "postgres").await;
+    let many = "SET synchronous_commit = local; INSERT INTO quorate.reigns SELECT 0, g, 1 FROM generate_series(2, 2000) g";
+    admin.batch_execute(many).await.unwrap();
+    for reign in [3000, 3001] {
+        primary.write_epoch_alone(Epoch::new(0, reign, 0), Uuid::from_u128(2), WAIT).await.unwrap();
+    }
+    let rows = primary.promote().await.unwrap().rows;
+    assert_eq!(rows.len(), MAX_REIGNS + 1);
+    assert_eq!(rows.last().unwrap().0, Epoch::new(0, 3001, 0));
+    assert_eq!(rows.first().unwrap().0, Epoch::new(0, 2000 - (MAX_REIGNS as u64 - 2), 0));
 }
 
 /// A slot that is not there when a standby has become primary makes the others wait for it; one that holds the log on a
