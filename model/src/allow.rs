@@ -47,10 +47,6 @@ impl AllowList {
         let address = address.map(|address| address.to_canonical());
         self.0.is_empty() || address.is_some_and(|address| self.0.iter().any(|net| net.contains(&address)))
     }
-
-    pub fn is_all(&self) -> bool {
-        self.0.is_empty()
-    }
 }
 
 fn network(text: &str) -> Result<IpNet, AllowError> {

@@ -9,6 +9,7 @@
 mod sql;
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind};
+use std::ffi::CStr;
 use std::sync::LazyLock;
 
 /// What a text mentions. Bits of [`Marks`], by the index of the pattern.
@@ -165,13 +166,14 @@ pub fn mentions_synchronous_commit(bytes: &[u8]) -> bool {
 /// lists them nowhere. None: it makes some whose names cannot be told.
 #[inline]
 pub fn own_settings(text: &[u8], marks: Marks) -> Option<Vec<Vec<u8>>> {
-    let text = crate::wire::header::c_string(text).map_or(text, |(text, _)| text);
+    let text = CStr::from_bytes_until_nul(text).map_or(text, CStr::to_bytes);
     let begins_with_set = text.trim_ascii_start().get(..3).is_some_and(|w| w.eq_ignore_ascii_case(b"set"));
     let inner = text.len().saturating_sub(1);
     if !begins_with_set && !marks.has(Marks::SET_CONFIG) && !text[..inner].contains(&b';') {
         return Some(Vec::new());
     }
-    sql::own_settings(&text[..text.len().min(MAX_EXAMINED_BYTES)])
+    // All of it: what is not seen here would be lost without a word.
+    sql::own_settings(text)
 }
 
 /// Reads a text too large to be held, in the parts in which it arrives.
@@ -415,6 +417,8 @@ mod tests {
                 "{text}"
             );
         }
+        let long = format!("insert into t values ('{}'); set a.b = 1", "x".repeat(2 * MAX_EXAMINED_BYTES));
+        assert_eq!(names(&long), Some(vec!["a.b".to_owned()]));
         for text in [
             "select set_config($1, $2, false)",
             "select set_config(a, b, c)",

@@ -82,7 +82,7 @@ async fn make(stream: &mut Stream, answer: &mut Answer, all: &[Making]) -> Resul
             // It listens already.
             b'A' => answer.rest.extend_from_slice(message),
             b'E' if matches!(field(body, b'V'), Some(b"FATAL" | b"PANIC")) => return Err(Failure::Lost),
-            b'E' if current.may_fail => failed.extend(current.statement.clone()),
+            b'E' if current.statement.is_some() => failed.extend(current.statement.clone()),
             b'E' => {
                 let why = String::from_utf8_lossy(field(body, b'M').unwrap_or_default()).into_owned();
                 return Err(Failure::Refused { what: current.what.clone(), why });

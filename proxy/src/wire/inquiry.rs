@@ -162,9 +162,8 @@ impl Inquiry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Making {
     pub what: String,
-    /// A statement of the client that cannot be prepared any more is for its next use to find out.
-    pub may_fail: bool,
-    /// The name, if it is a statement.
+    /// The name, if it is a statement that the client prepared: one that cannot be prepared any more is for its next use to
+    /// find out.
     pub statement: Option<Box<[u8]>>,
     pub bytes: Vec<u8>,
 }
@@ -178,7 +177,7 @@ pub fn makings(known: &Known, statements: &Statements) -> Vec<Making> {
     let query = |what: String, sql: &[u8]| {
         let mut bytes = Vec::new();
         message(&mut bytes, b'Q', |body| put_c_string(body, sql));
-        Making { what, may_fail: false, statement: None, bytes }
+        Making { what, statement: None, bytes }
     };
     // The encoding first, because everything else is written in it; the role last, because it may do less.
     let rank = |name: &[u8]| match name {
@@ -219,7 +218,7 @@ pub fn makings(known: &Known, statements: &Statements) -> Vec<Making> {
         message(&mut bytes, b'P', |out| out.extend_from_slice(body));
         message(&mut bytes, b'S', |_| {});
         let what = format!("the prepared statement \"{}\"", String::from_utf8_lossy(name));
-        all.push(Making { what, may_fail: true, statement: Some(name.clone()), bytes });
+        all.push(Making { what, statement: Some(name.clone()), bytes });
     }
     all
 }
