@@ -1,7 +1,9 @@
 //! Whether every copy of a database holds the same: asked of the instances themselves, past every proxy.
 
 use crate::admin::{DatabaseView, ReplicaRow};
-use crate::wait;
+use crate::cluster::{Cluster, HEAL_LIMIT};
+use crate::ledger::{Ledger, Verdict};
+use crate::{DEMO_DATABASE, wait};
 use anyhow::Context;
 use std::time::Duration;
 use tokio_postgres::{Config, NoTls};
@@ -29,6 +31,16 @@ pub async fn agree(view: &DatabaseView, sql: &str) -> anyhow::Result<String> {
 pub async fn ledgers_agree(view: &DatabaseView) -> anyhow::Result<String> {
     agree(view, "SELECT count(*) || ' rows, hash ' || coalesce(sum(hashint8(client * 1000000000::bigint + seq)), 0) FROM ledger")
         .await
+}
+
+/// Ends a ledger: the database is whole, what clients were told is kept, and every copy holds the same.
+pub async fn close(cluster: &Cluster, ledger: Ledger) -> anyhow::Result<Verdict> {
+    let whole = cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?;
+    let verdict = ledger.end(&cluster.nodes()[0].app()).await?;
+    eprintln!("{verdict}");
+    verdict.kept()?;
+    eprintln!("every copy: {}", ledgers_agree(&whole).await?);
+    Ok(verdict)
 }
 
 /// One value of one copy.

@@ -69,7 +69,10 @@ async fn sessions_during(
     let (said, happened) = tokio::join!(using, meanwhile);
     happened?;
     let said = said?;
-    serde_json::from_str(&said).with_context(|| said)
+    let seen: BTreeMap<String, Seen> = serde_json::from_str(&said).with_context(|| said)?;
+    // asyncpg is beside it wherever scripts/setup could install it.
+    ensure!(seen.contains_key("psycopg"), "drivers that held sessions: {:?}", seen.keys());
+    Ok(seen)
 }
 
 async fn switch_twice(cluster: &Cluster) -> anyhow::Result<()> {
