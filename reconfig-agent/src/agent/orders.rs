@@ -294,6 +294,9 @@ impl Agent {
         let _changing = replica.changing.lock().await;
         {
             let mut state = replica.state();
+            // Parking takes as long as transactions do. Its coordinator may have been lost meanwhile, and this replica
+            // elected again: what would be stopped then is the primary of a newer reign.
+            state.leads(replica.id, epoch)?;
             state.retired = true;
             state.led_until = Some(Instant::now());
         }

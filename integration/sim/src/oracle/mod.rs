@@ -219,7 +219,7 @@ impl Oracle {
         let was_emptied = inner.emptied.contains(&replica);
         let book = inner.book(database);
         let verdicts = [
-            i01_durable::check(database, &book.pinned, replica, log),
+            i01_durable::check(database, &book.pinned, &book.opened, (replica, reign), log),
             i05_one_primary::opened(&mut book.opened, database, replica, reign),
             i06_row_on_quorum::check(book.newest.as_ref(), &book.rows, replica, reign),
             i12_emptied::check(database, replica, was_emptied),
