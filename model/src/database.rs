@@ -27,8 +27,25 @@ pub struct Database {
     pub operation: Option<OperationId>,
     /// Copies to keep, the primary included.
     pub copies: u32,
+    pub options: Options,
+}
+
+/// What an operator has chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Options {
     pub reads: Reads,
     pub commits: Commits,
+    pub outcomes: Outcomes,
+}
+
+impl Options {
+    pub fn set(&mut self, option: DatabaseOption) {
+        match option {
+            DatabaseOption::Reads(reads) => self.reads = reads,
+            DatabaseOption::Commits(commits) => self.commits = commits,
+            DatabaseOption::Outcomes(outcomes) => self.outcomes = outcomes,
+        }
+    }
 }
 
 /// When the primary's gate may release a result (DESIGN §5 *Reads*).
@@ -77,11 +94,34 @@ impl Commits {
     }
 }
 
+/// Whether a commit whose answer is lost with its primary is asked for at the next one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Outcomes {
+    /// The id of a transaction is asked for in front of its commit.
+    #[default]
+    Tracked,
+    Untracked,
+}
+
+impl Outcomes {
+    pub fn name(self) -> &'static str {
+        match self {
+            Outcomes::Tracked => "tracked",
+            Outcomes::Untracked => "untracked",
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Outcomes> {
+        [Outcomes::Tracked, Outcomes::Untracked].into_iter().find(|o| o.name() == name)
+    }
+}
+
 /// What an operator may choose for a database at any time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum DatabaseOption {
     Reads(Reads),
     Commits(Commits),
+    Outcomes(Outcomes),
 }
 
 impl std::fmt::Display for DatabaseOption {
@@ -89,6 +129,7 @@ impl std::fmt::Display for DatabaseOption {
         match self {
             DatabaseOption::Reads(reads) => write!(f, "reads = {}", reads.name()),
             DatabaseOption::Commits(commits) => write!(f, "commits = {}", commits.name()),
+            DatabaseOption::Outcomes(outcomes) => write!(f, "outcomes = {}", outcomes.name()),
         }
     }
 }

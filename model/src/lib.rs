@@ -25,7 +25,9 @@ mod transition;
 pub use allow::{AllowError, AllowList};
 pub use command::{Applied, Change, Command, Refusal};
 pub use configuration::Configuration;
-pub use database::{Commits, Database, DatabaseOption, Phase, Reads, Replica, ReplicaState};
+pub use database::{
+    Commits, Database, DatabaseOption, Options, Outcomes, Phase, Reads, Replica, ReplicaState,
+};
 pub use epoch::Epoch;
 pub use event::{Event, EventKind, StepTime};
 pub use ids::{DatabaseId, NodeId, OperationId, ReplicaId, ServerId};

@@ -228,8 +228,7 @@ impl PartitionMap {
             replicas: replicas.into_iter().collect(),
             lineage: Vec::new(),
             operation: None,
-            reads: Reads::default(),
-            commits: Commits::default(),
+            options: Options::default(),
         };
         self.databases.insert(id, database);
         Ok(self.begin_operation(id, OperationKind::CreateDatabase, target, now_ms))
@@ -242,12 +241,10 @@ impl PartitionMap {
         let id = self.database_named(server, name).map(|d| d.id);
         let database = id.and_then(|id| self.databases.get_mut(&id));
         let database = database.ok_or_else(|| Refusal::NoSuchDatabase(format!("{server}.{name}")))?;
-        let (reads, commits) = match option {
-            DatabaseOption::Reads(reads) => (reads, database.commits),
-            DatabaseOption::Commits(commits) => (database.reads, commits),
-        };
-        if (database.reads, database.commits) != (reads, commits) {
-            (database.reads, database.commits) = (reads, commits);
+        let mut options = database.options;
+        options.set(option);
+        if options != database.options {
+            database.options = options;
             database.version += 1;
         }
         Ok(Applied::Done)

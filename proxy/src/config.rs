@@ -67,6 +67,8 @@ pub const ATTACH_DEADLINE: Duration = Duration::from_secs(10);
 pub const CALL_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest wait for a barrier after a cancelled commit.
 pub const BARRIER_DEADLINE: Duration = Duration::from_secs(30);
+/// The same, behind a transaction whose outcome is asked for. Shorter than a call between proxies.
+pub const FATE_BARRIER_DEADLINE: Duration = Duration::from_secs(3);
 /// Longest time for a client to take our last words.
 pub const FAREWELL_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a client that we have closed may go on sending.

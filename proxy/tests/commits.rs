@@ -38,6 +38,9 @@ async fn settings_of_roles_and_databases_do_not_reach_sessions() {
     let admin = table(&postgres).await;
     let cluster = Cluster::start().await;
     cluster.open(1, &postgres);
+    // The audit may find them before they are looked at here: then answers wait for evidence.
+    let _receiver = Receiver::start(&postgres).await;
+    *cluster.witness.receiver.lock().await = Some(postgres.admin().await);
     admin.batch_execute("alter role demo set synchronous_commit = off").await.unwrap();
     admin.batch_execute("alter database app set synchronous_commit = local").await.unwrap();
     admin.batch_execute("alter role demo in database app set synchronous_commit = local").await.unwrap();
@@ -292,12 +295,12 @@ async fn a_storm_of_cancels_never_makes_a_success_that_is_not_on_a_quorum() {
     let count = |wanted: &str| told.iter().filter(|t| t.outcome == Err(wanted.to_owned())).count();
     let successes = told.iter().filter(|t| t.outcome.is_ok()).count();
     println!(
-        "{cancels} cancels; {successes} successes, {} times 40003, {} times 57P01, {} times 57014",
+        "{cancels} cancels; {successes} successes, {} times 40003, {} times 08007, {} times 57014",
         count("40003"),
-        count("57P01"),
+        count("08007"),
         count("57014")
     );
-    assert!(cancels >= 200 && count("40003") >= 50 && count("57P01") > 0 && successes >= 50);
+    assert!(cancels >= 200 && count("40003") >= 50 && count("08007") > 0 && successes >= 50);
     // Nothing that began after the standby stood still can be on the quorum before it went on.
     for told in told.iter().filter(|t| t.outcome.is_ok()) {
         let lie = stopped.iter().any(|(from, to)| told.begun > *from && told.ended < *to);

@@ -73,7 +73,7 @@ async fn a_primary_that_nobody_confirms_releases_nothing() {
         pause().await;
         assert!(!running.is_finished());
         cluster.gate(1).close("fenced");
-        assert_eq!(code(&soon(running).await.unwrap().unwrap_err()), "57P01");
+        assert_eq!(code(&soon(running).await.unwrap().unwrap_err()), "08007");
     }
     for entry in [1, 2] {
         let cluster = confirming(&first).await;

@@ -201,10 +201,10 @@ async fn a_statement_in_flight_ends_as_what_is_known_of_it() {
         first.kill();
         fail_over(&cluster, 2, &second, true).await;
         let error = soon(outside).await.unwrap().unwrap_err();
-        assert_eq!(code(&error), "57P01");
+        assert_eq!(code(&error), "08007");
         assert!(error.as_db_error().unwrap().detail().unwrap().contains("unknown"));
         let error = soon(committing).await.unwrap().unwrap_err();
-        assert_eq!(code(&error), "57P01");
+        assert_eq!(code(&error), "08007");
         assert!(error.as_db_error().unwrap().detail().unwrap().contains("unknown"));
         let (result, after) = soon(inside).await.unwrap();
         assert_eq!(code(&result.unwrap_err()), "40001");
@@ -260,7 +260,7 @@ async fn the_last_word_of_a_former_gate_is_waited_for_and_not_for_long() {
             cluster.gate(1).close("another replica is primary now");
             assert_eq!(soon(asking).await.unwrap().unwrap(), 7);
         } else {
-            assert_eq!(code(&soon(asking).await.unwrap().unwrap_err()), "57P01");
+            assert_eq!(code(&soon(asking).await.unwrap().unwrap_err()), "08007");
             assert!(moved.elapsed() < SECOND);
         }
     }
@@ -318,7 +318,7 @@ async fn results_wait_for_the_lease() {
         lapse(0).await;
         assert!(!held.is_finished());
         cluster.gate(1).close("fenced");
-        assert_eq!(code(&soon(held).await.unwrap().0.unwrap_err()), "57P01");
+        assert_eq!(code(&soon(held).await.unwrap().0.unwrap_err()), "08007");
     }
     for entry in [1, 2] {
         let cluster = Cluster::start().await;

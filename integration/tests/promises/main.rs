@@ -19,6 +19,7 @@ mod lose_node;
 mod lose_postmaster;
 mod moves;
 mod operations;
+mod outcomes;
 mod pause_node;
 mod reach;
 mod recover_resumed;

@@ -5,7 +5,7 @@
 
 use super::audit::{Finding, weakens};
 use crate::wire::egress::is_cancelled_wait_routine;
-use quorate_model::Lsn;
+use quorate_model::{Epoch, Lsn};
 use serde::{Deserialize, Serialize};
 use std::future::poll_fn;
 use std::path::Path;
@@ -45,6 +45,17 @@ impl From<tokio_postgres::Error> for NoAnswer {
     fn from(error: tokio_postgres::Error) -> Self {
         NoAnswer(error.to_string())
     }
+}
+
+/// What became of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fate {
+    Committed,
+    Aborted,
+    /// Its backend has not ended.
+    InProgress,
+    /// Nobody can tell any more: too long ago, or in a reign of which the log knows nothing.
+    Unknown,
 }
 
 #[derive(Debug, Default)]
@@ -152,6 +163,47 @@ impl Control {
         const SQL: &str = "SELECT 1 FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'SyncRep'";
         self.ask(generation, socket, async |client| {
             Ok(!client.query_typed(SQL, &[(&pid, Type::INT4)]).await?.is_empty())
+        })
+        .await
+    }
+
+    /// What became of a transaction that had its id from the primary of the reign of `since`, or of one after it.
+    ///
+    /// Ids are handed out anew after a promotion: one that had never been shipped is given to somebody else, whose fate
+    /// `pg_xact_status` would tell. So each promotion records, before it begins, the first id that its log does not know
+    /// as ended (`quorate.reigns.horizon`, see `instance::promote`); at or above it, nothing was committed.
+    pub async fn fate(
+        &self,
+        generation: u64,
+        socket: &Path,
+        since: Epoch,
+        id: u64,
+    ) -> Result<Fate, NoAnswer> {
+        const SQL: &str = "WITH later AS (SELECT horizon FROM quorate.reigns \
+                WHERE (data_loss, primary_epoch) > ($1, $2) AND horizon IS NOT NULL) \
+            SELECT CASE \
+                WHEN NOT EXISTS (SELECT FROM quorate.reigns WHERE (data_loss, primary_epoch) = ($1, $2)) THEN NULL \
+                WHEN (SELECT min(horizon) < 0 FROM later) THEN NULL \
+                WHEN (SELECT min(horizon) <= $3 FROM later) THEN 'aborted' \
+                ELSE pg_xact_status($3::text::xid8) END";
+        let (data_loss, primary, id) = (since.data_loss as i64, since.primary as i64, id as i64);
+        self.ask(generation, socket, async |client| {
+            let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] =
+                [(&data_loss, Type::INT8), (&primary, Type::INT8), (&id, Type::INT8)];
+            let told: Option<String> = match client.query_typed_one(SQL, &parameters).await {
+                Ok(row) => row.try_get(0)?,
+                // A database of before horizons were recorded, or an id that nobody was ever given.
+                Err(error) if error.code().is_some_and(|code| matches!(&code.code()[..2], "42" | "22")) => {
+                    None
+                }
+                Err(error) => return Err(error),
+            };
+            Ok(match told.as_deref() {
+                Some("committed") => Fate::Committed,
+                Some("aborted") => Fate::Aborted,
+                Some("in progress") => Fate::InProgress,
+                _ => Fate::Unknown,
+            })
         })
         .await
     }

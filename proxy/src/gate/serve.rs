@@ -119,6 +119,7 @@ async fn run(mut relay: Relay) {
             },
             Event::Parked => break (End::Released, "the primary is being moved to another node".to_owned()),
             Event::ServerLost(why) => break (End::Lost, why),
+            Event::ServerEnded(why) => break (End::Over, why),
             Event::Barrier => {
                 if !barrier(&relay).await {
                     break (End::Lost, "a barrier after a cancelled commit did not pass".to_owned());

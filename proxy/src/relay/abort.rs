@@ -42,6 +42,12 @@ impl Relay {
         self.tracker.reset();
     }
 
+    /// The commit in flight has succeeded, and this is what the client waits for.
+    pub fn answer_with(&mut self, answer: &[u8]) {
+        self.down.insert(answer);
+        self.tracker.reset();
+    }
+
     /// Judges what a client sends while there is no server.
     pub(super) fn judge_without_server(&mut self) -> Option<Event> {
         loop {

@@ -71,7 +71,7 @@ impl Relay {
                     return Step::Event(if self.client_ended {
                         Event::ClientClosed
                     } else {
-                        Event::ServerLost("the server closed the connection".to_owned())
+                        Event::ServerEnded("the server closed the connection".to_owned())
                     });
                 }
                 Poll::Pending => return step,
@@ -250,7 +250,7 @@ impl Relay {
             // Postgres is going down, or this backend was told to go: the session need not.
             if matches!(code, b"57P01" | b"57P02" | b"57P03") {
                 let why = String::from_utf8_lossy(field(body, b'M').unwrap_or_default()).into_owned();
-                return Judged::Stop(Event::ServerLost(why));
+                return Judged::Stop(Event::ServerEnded(why));
             }
             self.fatal_sent = true;
         }

@@ -48,10 +48,14 @@ impl Relay {
         true
     }
 
-    /// Whether a message of the server, of which `seen` bytes are there, answers our question.
+    /// Whether a message of the server, of which `seen` bytes are there, answers a question of ours.
+    #[inline]
     pub(super) fn is_for_us(&mut self, header: Header, seen: usize) -> bool {
-        let Some(inquiry) = &mut self.inquiry else { return false };
         let body = &self.down.unjudged()[HEADER_BYTES..seen];
+        if self.tracker.listens() && self.tracker.hear(header.tag, body) {
+            return true;
+        }
+        let Some(inquiry) = &mut self.inquiry else { return false };
         match inquiry.hear(header.tag, body, seen == header.total) {
             Heard::Others => return false,
             Heard::Ours => {}

@@ -49,8 +49,10 @@ pub enum Event {
     ClientMalformed(&'static str),
     /// A statement too large to be refused in its place must be refused.
     Refused,
-    /// The server's stream ended.
+    /// The server's stream broke off, or is given up.
     ServerLost(String),
+    /// The server has ended the stream, and all that it said is judged.
+    ServerEnded(String),
     /// The gate at the other node says something.
     Control(Control),
     /// An answer waits for a barrier.
@@ -137,6 +139,8 @@ pub struct Relay {
     pub fatal_sent: bool,
     /// What was sent may have turned off what the guard relies on: ends of transactions wait for evidence.
     pub unguarded: bool,
+    /// The server is asked for the transaction that is about to commit. Only next to the client.
+    pub outcomes: bool,
     /// What the server is being asked on the session's behalf.
     inquiry: Option<Box<Inquiry>>,
     /// When it will be asked.
@@ -184,6 +188,7 @@ impl Relay {
             abort: None,
             fatal_sent: false,
             unguarded: false,
+            outcomes: false,
             inquiry: None,
             inquire_at: None,
             seen_activity: Activity::new(0, false),

@@ -4,6 +4,8 @@ use super::{Event, IDLE_REPLAY_BYTES, MAX_REPLAY_BYTES, Relay, Role, Step, poll_
 use crate::guard::{self, Marks, StreamedText};
 use crate::wire::header::{HEADER_BYTES, Header, c_string};
 use crate::wire::lane::Front;
+use crate::wire::outcome;
+use crate::wire::tracker::Question;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::AsyncWrite;
@@ -183,6 +185,7 @@ impl Relay {
     /// False: judge no more for now.
     #[inline]
     fn judge_message_up(&mut self, header: Header) -> bool {
+        let asked = self.outcomes && self.asks_for_outcome(header);
         let body = &self.up.unjudged()[HEADER_BYTES..header.total];
         let (marks, refused) = match (self.role, header.tag) {
             // Refused where it entered.
@@ -195,7 +198,7 @@ impl Relay {
             _ => (Marks::default(), false),
         };
         self.unguarded |= marks.has(Marks::UNGUARDED);
-        let quiet = self.tracker.is_quiet();
+        let quiet = !asked && self.tracker.is_quiet();
         if refused {
             let other = guard::refused_message(header.tag, body);
             let tag = other[0];
@@ -222,6 +225,31 @@ impl Relay {
             self.client_ended = true;
             return false;
         }
+        true
+    }
+
+    /// Puts the question for the transaction's id in front of what commits it. True: it did.
+    #[inline]
+    fn asks_for_outcome(&mut self, header: Header) -> bool {
+        let body = &self.up.unjudged()[HEADER_BYTES..header.total];
+        let Some(question) = self.tracker.asks_before(header.tag, body) else { return false };
+        if self.keeps_replay() {
+            self.begin_replay(self.tracker.is_quiet());
+        }
+        let sent = match question {
+            Question::Call => {
+                let call = outcome::call();
+                self.up.insert(&call);
+                call.len()
+            }
+            Question::Statement => {
+                let statement = outcome::statement();
+                self.up.insert(&statement);
+                statement.len()
+            }
+        };
+        self.sent_up += sent as u64;
+        self.tracker.ask(question);
         true
     }
 

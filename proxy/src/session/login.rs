@@ -4,13 +4,13 @@ use super::Session;
 use super::follow::{Denied, Follow};
 use super::hello::{self, Greeting, end, greet};
 use super::shared::Shared;
-use crate::config::{CALL_DEADLINE, LOGIN_DEADLINE, MAX_SASL_BYTES};
+use crate::config::{LOGIN_DEADLINE, MAX_SASL_BYTES};
 use crate::gate::boot_time;
 use crate::gate::control::RoleRecord;
 use crate::gate::slot::Slot;
 use crate::relay::{Relay, Role, down};
 use crate::route::{Target, place, route, server_of_host};
-use crate::rpc::{Question, Reply, role_record};
+use crate::rpc::{Question, Reply};
 use crate::scram::{Channel, Exchange, MECHANISM, MECHANISM_PLUS, ScramError, Verifier};
 use crate::stream::Stream;
 use crate::wire::header::{HEADER_BYTES, c_string};
@@ -21,7 +21,6 @@ use crate::wire::reply::{
 use crate::wire::startup::{NEWEST_MINOR, Startup};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use quorate_transport::{Service, decode, encode};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -133,6 +132,7 @@ async fn log_in(
     relay.down.insert(&out);
     relay.down.put_back(&attached.answer.rest);
     relay.attach(attached.server);
+    relay.outcomes = shared.tracks_outcomes(target.database);
     relay.unguarded = crate::guard::hides_warnings(&startup.parameters);
     Ok(super::Made { target, parameters: startup.parameters, primary: attached.primary, key, entry, permit })
 }
@@ -169,24 +169,17 @@ async fn role(shared: &Shared, target: &Target, until: Instant) -> Result<Option
     let mut follow = Follow::new(shared, target, until);
     loop {
         let primary = follow.primary().await?;
-        let asking = async {
-            if primary.node == shared.config.node {
-                return Ok(role_record(&shared.gates, target.database, &target.user).await);
-            }
-            let question = Question::Role { database: target.database, role: target.user.clone() };
-            let answer =
-                shared.peers.call(primary.node, Service::Proxy, encode(&question), CALL_DEADLINE).await;
-            let answer = answer.map_err(|_| "the primary's node cannot be reached".to_owned())?;
-            decode::<Reply>(&answer).map_err(|fault| fault.to_string())
-        };
+        let question = Question::Role { database: target.database, role: target.user.clone() };
         let reply = tokio::select! {
-            reply = asking => reply,
+            reply = shared.ask(primary.node, question) => reply,
             () = follow.moved(primary) => Err("the primary moved".to_owned()),
         };
         match reply {
             Ok(Reply::Role(record)) => return Ok(record),
             Ok(Reply::NotOpen(why)) | Err(why) => follow.again(why).await?,
-            Ok(Reply::Done) => follow.again("the primary's node gave no answer".to_owned()).await?,
+            Ok(Reply::Done | Reply::Fate(_)) => {
+                follow.again("the primary's node gave no answer".to_owned()).await?
+            }
         }
     }
 }

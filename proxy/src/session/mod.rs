@@ -2,12 +2,14 @@
 //!
 //! What happens when a server is lost follows from the [`Tracker`](crate::wire::tracker::Tracker) alone: between
 //! transactions and without state the client is told nothing and its next request waits for another server; a
-//! transaction that cannot have committed ends with 40001; what is unknown or cannot be rebuilt ends the session, with a reason.
+//! transaction that cannot have committed ends with 40001; a commit in flight is asked for at the next primary; what cannot
+//! be rebuilt ends the session, with a reason.
 
 pub mod attach;
 pub mod follow;
 pub mod hello;
 pub mod login;
+pub mod outcome;
 pub mod params;
 pub mod rebuild;
 pub mod shared;
@@ -103,6 +105,7 @@ impl Session {
                     self.lost(End::Released, "the primary is being moved to another node", None).await
                 }
                 Event::ServerLost(why) => self.lost(End::Lost, &why, None).await,
+                Event::ServerEnded(why) => self.lost(End::Over, &why, None).await,
                 Event::Control(Control::Ended { why, end, delivered }) => {
                     self.lost(end, &why, Some(delivered)).await
                 }
@@ -135,6 +138,7 @@ impl Session {
             Some(door) => self.relay.parking = door == Door::Parking,
             None => {}
         }
+        self.relay.outcomes = self.shared.tracks_outcomes(self.target.database);
         let now = place(&self.shared.map.borrow(), self.target.database);
         self.relay.paused = matches!(now, Place::Nowhere(_));
         match now {
@@ -166,7 +170,7 @@ impl Session {
         if let Some(delivered) = delivered {
             self.relay.take_back(delivered);
         }
-        let loss = self.relay.tracker.loss();
+        let loss = self.relay.tracker.loss(end == End::Over);
         let pass = self.relay.detach().and_then(|server| server.pass);
         if let (End::Released, Some(pass)) = (end, pass) {
             pass.release();
@@ -182,20 +186,9 @@ impl Session {
                 self.relay.abort_with(aborted(why).bytes());
                 Next::GoOn
             }
-            Loss::State(kept) => {
-                let error = ErrorReply::fatal("57P01", format!("the session's server is gone: {why}"))
-                    .detail(format!("The session held {kept} on it, which cannot be moved."))
-                    .hint("Connect again, and make it anew.");
-                self.fatal(error).await;
-                Next::End
-            }
-            Loss::Unknown => {
-                let error = ErrorReply::fatal("57P01", format!("the session's server is gone: {why}"))
-                    .detail("The outcome of the statement that was running is unknown: it may have been committed or not.")
-                    .hint("Connect again, and ask the database whether the change is there before repeating it.");
-                self.fatal(error).await;
-                Next::End
-            }
+            Loss::State(kept) => self.lost_state(why, &kept).await,
+            Loss::Committing(committing) => self.resolve(*committing, why).await,
+            Loss::Unknown(kept) => self.unknown(why, None, kept).await,
         }
     }
 

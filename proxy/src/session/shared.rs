@@ -1,14 +1,15 @@
 //! What the sessions of one node share.
 
 use crate::cancel::Cancels;
-use crate::config::{HOLD_PARTS, ProxyConfig};
+use crate::config::{CALL_DEADLINE, HOLD_PARTS, ProxyConfig};
 use crate::gate::Gates;
 use crate::gate::slot::{Slot, locked};
 use crate::route::{Place, place};
+use crate::rpc::{Question, Reply, answer};
 use crate::wire::lane::LANE_BYTES;
-use quorate_model::{DatabaseId, PartitionMap, ServerId};
+use quorate_model::{DatabaseId, NodeId, Outcomes, PartitionMap, ServerId};
 use quorate_throttle::{Admission, Logins};
-use quorate_transport::Peers;
+use quorate_transport::{Peers, Service, decode, encode};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
@@ -95,6 +96,21 @@ impl Shared {
         Arc::new(Shared { config, map, peers, gates, admission, cancels, routes, stop, logins, holds })
     }
 
+    /// Asks the gate of a primary, on this node or another one. The error says why there is no answer.
+    pub async fn ask(&self, node: NodeId, question: Question) -> Result<Reply, String> {
+        if node == self.config.node {
+            return Ok(answer(&self.gates, question).await);
+        }
+        let answer = self.peers.call(node, Service::Proxy, encode(&question), CALL_DEADLINE).await;
+        let answer = answer.map_err(|_| "the primary's node cannot be reached".to_owned())?;
+        decode::<Reply>(&answer).map_err(|fault| fault.to_string())
+    }
+
+    /// Whether the outcome of commits whose answers are lost is found out.
+    pub fn tracks_outcomes(&self, database: DatabaseId) -> bool {
+        self.map.borrow().databases.get(&database).is_some_and(|d| d.options.outcomes == Outcomes::Tracked)
+    }
+
     /// A place among the clients that wait, if there is memory for one more of this tenant.
     pub fn hold(&self, server: ServerId) -> Result<Held<'_>, Crowded> {
         locked(&self.holds).take(server, self.config.max_held_bytes / LANE_BYTES)?;
@@ -110,6 +126,7 @@ pub struct Routes {
 
 struct Route {
     place: Place,
+    outcomes: Option<Outcomes>,
     next: u64,
     sessions: HashMap<u64, Arc<Slot>>,
 }
@@ -126,6 +143,7 @@ impl Routes {
         let mut databases = locked(&self.databases);
         let route = databases.entry(database).or_insert_with(|| Route {
             place: now,
+            outcomes: None,
             next: 0,
             sessions: HashMap::new(),
         });
@@ -136,12 +154,12 @@ impl Routes {
         RouteEntry { routes: Arc::clone(self), database, number }
     }
 
-    /// Wakes the sessions of every database whose primary is elsewhere than before.
+    /// Wakes the sessions of every database whose primary is elsewhere than before, or whose options have changed.
     fn follow(&self, map: &PartitionMap) {
         for (id, route) in locked(&self.databases).iter_mut() {
-            let now = place(map, *id);
-            if now != route.place {
-                route.place = now;
+            let now = (place(map, *id), map.databases.get(id).map(|d| d.options.outcomes));
+            if now != (route.place, route.outcomes) {
+                (route.place, route.outcomes) = now;
                 route.sessions.values().for_each(|slot| slot.signal());
             }
         }

@@ -41,6 +41,8 @@ pub enum End {
     Cut,
     /// With its Postgres, or its gate.
     Lost,
+    /// By itself, and everything that it has said was passed on.
+    Over,
 }
 
 impl Control {

@@ -8,6 +8,8 @@ use super::reply::{ErrorReply, field};
 
 /// The function that warns; not localised, unlike the message.
 const WAIT_ROUTINE: &str = "SyncRepWaitForLSN";
+/// SQLSTATE of the warning when the session is being terminated (`SyncRepWaitForLSN`, `ProcDiePending`).
+const ADMIN_SHUTDOWN: &[u8] = b"57P01";
 /// What the message begins with (`lc_messages` is C in our instances); used when it is too long to be seen whole.
 const WAIT_MESSAGE: &[u8] = b"canceling";
 
@@ -54,6 +56,11 @@ impl Egress {
         if self.state == State::Passing {
             if tag == b'N' && is_cancelled_wait(body) {
                 self.state = State::Dropping;
+                // The backend was told to end, and says nothing more: what became of the commit is found out by
+                // whoever stands next to the client.
+                if field(body, b'C') == Some(ADMIN_SHUTDOWN) {
+                    return Verdict::Drop;
+                }
                 return Verdict::Replace(unknown_completion().bytes());
             }
             return Verdict::Pass;
@@ -124,6 +131,11 @@ mod tests {
         egress.barrier_passed();
         assert_eq!(egress.judge(b'Z', b"I"), Verdict::Pass);
         assert_eq!(egress.judge(b'C', b"SELECT 1\0"), Verdict::Pass);
+        // Of a backend that ends nothing is told, and no success after it.
+        let ending = b"SWARNING\0VWARNING\0C57P01\0Mcanceling\0RSyncRepWaitForLSN\0\0";
+        assert_eq!(egress.judge(b'N', ending), Verdict::Drop);
+        assert_eq!(egress.judge(b'C', b"COMMIT\0"), Verdict::Drop);
+        assert_eq!(egress.judge(b'Z', b"I"), Verdict::Barrier);
     }
 
     #[test]

@@ -7,7 +7,9 @@
 //!
 //! A transaction that is lost takes back what it changed, except for what is not of the transaction.
 
+use super::header::c_string;
 use super::inquiry::Known;
+use super::outcome::Kind;
 use crate::guard::Marks;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -212,6 +214,18 @@ impl Kept {
     /// How many Parse messages were sent: a Sync remembers it.
     pub fn parses_sent(&self) -> u32 {
         self.parses_sent
+    }
+
+    /// How many of them are answered.
+    pub fn parses_answered(&self) -> u32 {
+        self.parses_answered
+    }
+
+    /// What a named statement does, as far as it is remembered or on its way.
+    pub fn kind(&self, name: &[u8]) -> Kind {
+        let pending = self.pending.iter().rev().find(|p| *p.name == *name).map(|p| &p.body);
+        let body = pending.or_else(|| self.statements.get(name));
+        body.and_then(|body| c_string(body)).map_or(Kind::Other, |(_, text)| Kind::of(text))
     }
 
     /// The answer to a Sync has come, before which so many had been sent: those without an answer failed.

@@ -6,6 +6,7 @@ pub mod header;
 pub mod inquiry;
 pub mod kept;
 pub mod lane;
+pub mod outcome;
 pub mod reply;
 pub mod startup;
 pub mod tracker;

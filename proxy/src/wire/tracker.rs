@@ -7,6 +7,7 @@
 use super::header::c_string;
 use super::inquiry::{Known, statement_name};
 use super::kept::Kept;
+use super::outcome::{Batch, Heard, Kind, Learnt, Outcome};
 use crate::guard::{self, Marks};
 use std::collections::VecDeque;
 
@@ -21,6 +22,24 @@ enum Wait {
     /// And how many Parse messages had been sent before it.
     Sync(u32),
     CopyEnd,
+    /// A question of ours between requests.
+    Call,
+    /// A question of ours within a batch, and how many Parse messages of the client had been sent before it.
+    Statement(u32),
+}
+
+impl Wait {
+    /// The client waits for its answer.
+    fn is_clients(self) -> bool {
+        matches!(self, Wait::Simple | Wait::Sync(_))
+    }
+}
+
+/// The form in which the server is asked for the transaction that is about to commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    Call,
+    Statement,
 }
 
 /// What the loss of the backend means for the session.
@@ -32,8 +51,22 @@ pub enum Loss {
     Aborted,
     /// Something was kept that is gone: named.
     State(String),
-    /// A statement was under way whose fate is not known.
-    Unknown,
+    /// A transaction was committing that can be asked for.
+    Committing(Box<Committing>),
+    /// A statement was under way whose fate is not known; and what the session held, if that cannot be made anew.
+    Unknown(Option<String>),
+}
+
+/// A commit whose answer was lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committing {
+    /// The transaction's id.
+    pub id: u64,
+    /// What the client is told if it has committed.
+    pub answer: Vec<u8>,
+    /// What the session has lost in either case.
+    pub kept_if_committed: Option<String>,
+    pub kept_if_aborted: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +74,7 @@ pub struct Tracker {
     /// Of the last ReadyForQuery: idle `I`, in a transaction `T`, in a failed one `E`.
     status: u8,
     waits: VecDeque<Wait>,
-    /// How many of `waits` are not CopyEnd.
+    /// How many of `waits` are the client's.
     answers: usize,
     /// Extended-protocol messages were sent and no Sync after them.
     batch: bool,
@@ -61,6 +94,14 @@ pub struct Tracker {
     /// The transaction block of the last ReadyForQuery has ended since, within a request of several statements.
     ended_block: bool,
     kept: Kept,
+    outcome: Outcome,
+    /// What is bound in the batch that was begun.
+    bound: Batch,
+    unnamed_kind: Kind,
+    /// A question stands in the batch that was begun.
+    asked: bool,
+    /// The answer to a question within a batch has begun.
+    hearing: bool,
     /// Whether the session will be moved by whoever keeps this: what its backend holds is remembered.
     remembers: bool,
     /// Requests begun, for those who have to tell one from the next.
@@ -83,6 +124,11 @@ impl Default for Tracker {
             watches_binds: false,
             ended_block: false,
             kept: Kept::default(),
+            outcome: Outcome::default(),
+            bound: Batch::default(),
+            unnamed_kind: Kind::Other,
+            asked: false,
+            hearing: false,
             remembers: false,
             requests: 0,
         }
@@ -150,11 +196,14 @@ impl Tracker {
 
     #[inline]
     fn message(&mut self, tag: u8, body: &[u8], marks: Marks, whole: bool) -> bool {
+        self.outcome.behind(tag, body.first() == Some(&b'P'));
         match tag {
             b'Q' => {
                 self.begin(Wait::Simple);
-                self.executes = true;
+                // A block that was only opened has done nothing.
+                self.executes |= !self.remembers || Kind::of(body) != Kind::Begins;
                 self.commits |= marks.has(Marks::MAY_COMMIT);
+                self.asked &= self.batch;
                 self.text(body, marks);
             }
             b'P' => self.parse(body, marks, whole),
@@ -178,6 +227,8 @@ impl Tracker {
             b'S' => {
                 self.begin(Wait::Sync(self.kept.parses_sent()));
                 self.batch = false;
+                self.bound = Batch::default();
+                self.asked = false;
             }
             b'F' => {
                 self.begin(Wait::Simple);
@@ -227,6 +278,9 @@ impl Tracker {
             self.named_commits |= marks.has(Marks::MAY_COMMIT);
         }
         if self.remembers {
+            if name.is_empty() {
+                self.unnamed_kind = Kind::of(body.get(1..).unwrap_or_default());
+            }
             self.kept.prepare(name, body, whole);
         }
         self.text(body.get(name.len() + 1..).unwrap_or_default(), marks);
@@ -240,6 +294,89 @@ impl Tracker {
             Some(_) => self.named_commits,
             None => true,
         };
+        if self.remembers {
+            let kind = statement.map_or(Kind::Other, |name| self.kind_of(name));
+            self.bound.add(kind);
+            if kind != Kind::Commits {
+                // What was asked before does not tell of this.
+                self.asked = false;
+                self.outcome.spoil();
+            }
+        }
+    }
+
+    fn kind_of(&self, statement: &[u8]) -> Kind {
+        if statement.is_empty() { self.unnamed_kind } else { self.kept.kind(statement) }
+    }
+
+    /// The question that must go in front of this message of the client, for the outcome of its commit to be known.
+    #[inline]
+    pub fn asks_before(&self, tag: u8, body: &[u8]) -> Option<Question> {
+        if self.copy_in {
+            return None;
+        }
+        let kind = match tag {
+            // Outside a transaction block the end of a batch commits it.
+            b'S' => {
+                let commits = self.batch && self.status == b'I' && self.bound.commits_at_sync();
+                return (commits && !self.asked).then_some(Question::Statement);
+            }
+            b'Q' if !self.batch => Kind::of(body),
+            b'P' => c_string(body).map_or(Kind::Other, |(_, text)| Kind::of(text)),
+            b'B' => {
+                let statement = c_string(body).and_then(|(_, rest)| c_string(rest));
+                statement.map_or(Kind::Other, |(name, _)| self.kind_of(name))
+            }
+            _ => return None,
+        };
+        if kind != Kind::Commits || self.asked {
+            return None;
+        }
+        if !self.batch {
+            return Some(Question::Call);
+        }
+        self.bound.takes_question().then_some(Question::Statement)
+    }
+
+    /// The question was put in front of what the client sends next.
+    pub fn ask(&mut self, question: Question) {
+        self.outcome.ask();
+        // A Query ends with itself; a batch with its Sync.
+        self.asked = true;
+        self.waits.push_back(match question {
+            Question::Call => Wait::Call,
+            Question::Statement => Wait::Statement(self.kept.parses_sent()),
+        });
+    }
+
+    /// Whether the next answer may be of a question of ours, or what of a commit is not to be told.
+    #[inline]
+    pub fn listens(&self) -> bool {
+        !matches!(self.waits.front(), None | Some(Wait::Simple | Wait::Sync(_))) || self.outcome.has_failed()
+    }
+
+    /// A message of the server, while [`Tracker::listens`]: false, if it is for the client.
+    pub fn hear(&mut self, tag: u8, body: &[u8]) -> bool {
+        let heard = match self.waits.iter().find(|wait| **wait != Wait::CopyEnd) {
+            Some(Wait::Call) => self.outcome.hear_call(tag, body),
+            Some(Wait::Statement(parses)) => {
+                self.hearing |= tag == b'1' && self.kept.parses_answered() == *parses;
+                if !self.hearing {
+                    return false;
+                }
+                self.outcome.hear_statement(tag, body)
+            }
+            _ => return self.outcome.has_failed() && self.outcome.is_of_failed(tag, body),
+        };
+        if heard == Heard::End {
+            self.hearing = false;
+            while let Some(wait) = self.waits.pop_front() {
+                if wait != Wait::CopyEnd {
+                    break;
+                }
+            }
+        }
+        matches!(heard, Heard::Ours | Heard::End)
     }
 
     /// More of a large text was sent.
@@ -266,11 +403,13 @@ impl Tracker {
             if let Wait::Sync(parses) = wait {
                 self.kept.synced(parses);
             }
-            if wait != Wait::CopyEnd {
+            if wait.is_clients() {
                 self.answers -= 1;
                 break;
             }
         }
+        self.outcome.answered();
+        self.hearing = false;
         self.status = status;
         self.copy_in = false;
         self.ended_block = false;
@@ -311,7 +450,7 @@ impl Tracker {
                     self.copy_in = false;
                     return;
                 }
-                Wait::Simple => return,
+                Wait::Simple | Wait::Call | Wait::Statement(_) => return,
             }
         }
         self.batch = true;
@@ -364,19 +503,38 @@ impl Tracker {
         self.kept.close(name);
     }
 
-    /// The backend is gone: what of the session is gone with it?
-    pub fn loss(&self) -> Loss {
+    /// The backend is gone: what of the session is gone with it? `said_all`: nothing that it said is missing.
+    pub fn loss(&self, said_all: bool) -> Loss {
         if self.is_idle() {
             return self.kept.describe().map_or(Loss::Keep, Loss::State);
         }
         let aborted = || self.kept.describe_after_abort().map_or(Loss::Aborted, Loss::State);
         let alone = self.answers + usize::from(self.batch) <= 1;
+        let next = self.waits.iter().find(|wait| **wait != Wait::CopyEnd);
+        if said_all && next.is_some_and(|wait| !wait.is_clients()) {
+            // It answers in order, and a question before it goes on to the commit behind it.
+            return aborted();
+        }
+        if self.answers == 1
+            && !self.batch
+            && self.waits.iter().all(|wait| wait.is_clients())
+            && let Some((learnt, answer)) = self.outcome.at_loss()
+        {
+            let Learnt::Id(id) = learnt else { return aborted() };
+            return Loss::Committing(Box::new(Committing {
+                id,
+                answer,
+                kept_if_committed: self.kept.describe(),
+                kept_if_aborted: self.kept.describe_after_abort(),
+            }));
+        }
+        let unknown = || Loss::Unknown(self.kept.describe_after_abort());
         if self.in_transaction() {
             // Of several requests in flight the first may have ended the transaction.
             let certain = self.is_quiet() || !self.executes || (alone && !self.commits);
-            return if certain { aborted() } else { Loss::Unknown };
+            return if certain { aborted() } else { unknown() };
         }
-        if self.executes { Loss::Unknown } else { aborted() }
+        if self.executes { unknown() } else { aborted() }
     }
 
     /// Whether the answer that comes next is that of a Query.

@@ -353,7 +353,7 @@ impl Agent {
             state.duty(replica.id, database)
         };
         if replica.state().leading.is_some() {
-            self.gates().set_rules(replica.database, database.reads, database.commits);
+            self.gates().set_rules(replica.database, database.options.reads, database.options.commits);
             self.0.upstreams.feed_in_turn(replica.database, &in_turn(database));
             self.lease_alone(replica);
         }

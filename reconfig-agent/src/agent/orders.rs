@@ -279,7 +279,7 @@ impl Agent {
         let state = replica.state();
         state.leads(replica.id, epoch)?;
         if let Some(record) = self.map().databases.get(&replica.database) {
-            self.gates().set_rules(replica.database, record.reads, record.commits);
+            self.gates().set_rules(replica.database, record.options.reads, record.options.commits);
         }
         self.gates().open(replica.database, epoch.reign(), replica.instance.sockets());
         drop(state);

@@ -422,8 +422,7 @@ mod tests {
             lineage: Vec::new(),
             operation: None,
             copies: 3,
-            reads: Default::default(),
-            commits: Default::default(),
+            options: Default::default(),
         }
     }
 

@@ -161,8 +161,7 @@ mod tests {
             }],
             operation: None,
             copies: 3,
-            reads: Reads::Lease,
-            commits: Commits::Guarded,
+            options: Default::default(),
         }
     }
 

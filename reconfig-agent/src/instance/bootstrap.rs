@@ -145,6 +145,8 @@ impl Inner {
                  data_loss int8 NOT NULL,
                  primary_epoch int8 NOT NULL,
                  timeline int8 NOT NULL,
+                 -- Of a promotion: the first transaction id that the log before it does not know as ended; -1: not known.
+                 horizon int8,
                  PRIMARY KEY (data_loss, primary_epoch)
              );
              INSERT INTO quorate.reigns VALUES ({data_loss}, {primary}, 1);

@@ -126,7 +126,9 @@ impl Inner {
             return Ok(());
         }
         let Epoch { data_loss, primary, config } = epoch;
-        // The row as it is now, and for good that this reign wrote it, on which timeline.
+        // The row as it is now, and for good that this reign wrote it, on which timeline. The first row of a timeline
+        // tells where transaction ids were handed out anew (see `super::promote`).
+        let horizon = lock(&self.horizon).map_or(-1, |horizon| horizon);
         let update = format!(
             "WITH now AS ( \
                  UPDATE quorate.epoch SET data_loss = {data_loss}, primary_epoch = {primary}, \
@@ -135,9 +137,11 @@ impl Inner {
                  RETURNING the_row \
              ), ever AS ( \
                  INSERT INTO quorate.reigns \
-                 SELECT {data_loss}, {primary}, \
-                     ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int8 \
-                 FROM now ON CONFLICT DO NOTHING \
+                 SELECT {data_loss}, {primary}, line, CASE \
+                     WHEN EXISTS (SELECT FROM quorate.reigns WHERE timeline = line) THEN NULL \
+                     ELSE {horizon} END \
+                 FROM now, CAST(('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32) AS int8) line \
+                 ON CONFLICT DO NOTHING \
              ), old AS ( \
                  DELETE FROM quorate.reigns WHERE (data_loss, primary_epoch) < ( \
                      SELECT data_loss, primary_epoch FROM quorate.reigns \

@@ -95,6 +95,8 @@ struct Inner {
     sync_names_in_force: Mutex<Option<(u32, String)>>,
     /// Orders changes of `sync_names`, and the file with them.
     reconfiguring: tokio::sync::Mutex<()>,
+    /// Of the last promotion here: see [`promote`].
+    horizon: Mutex<Option<i64>>,
     /// Held while the epoch row is between the log and its visibility.
     epoch_writer: tokio::sync::Mutex<()>,
     seed: watch::Sender<SeedProgress>,
@@ -125,6 +127,7 @@ impl Instance {
             sync_names: Mutex::new(SENTINEL_SYNC_NAMES.to_owned()),
             sync_names_in_force: Mutex::new(None),
             reconfiguring: tokio::sync::Mutex::new(()),
+            horizon: Mutex::new(None),
             epoch_writer: tokio::sync::Mutex::new(()),
             seed: watch::Sender::new(SeedProgress::default()),
             size: observe::SizeCache::default(),

@@ -68,7 +68,7 @@ fn judge(detached: bool, receive: Option<Lsn>, replay: Option<Lsn>) -> Look {
 }
 
 impl Inner {
-    async fn position(self: &Arc<Self>) -> Result<Position, InstanceError> {
+    pub(super) async fn position(self: &Arc<Self>) -> Result<Position, InstanceError> {
         let session = self.answering().await?;
         let first = session.row(WHAT, LOOK).await?;
         let position = if first.is_true(0)? {

@@ -3,11 +3,16 @@
 //! The server chooses the timeline, leaves the history at the end of what it replayed, and logs that it did. A
 //! crash between the choice and the log entry leaves a timeline in files that no record bears: the mark
 //! `promoting` stands beside the data from before the order until the end is known.
+//!
+//! A new primary hands out the transaction ids anew that its log does not know. So before the promotion it is noted which
+//! is the first id that the log does not know as ended (the *horizon*), and the epoch row bears it: whoever asks later what
+//! became of an id of the former primary can tell it from the same number of the new one. Looked up after the promotion it
+//! could be too high, because whatever writes first (autovacuum) would have been given some.
 
 use super::error::InstanceError;
 use super::files::{self, Durability, blocking};
 use super::position::timeline_of;
-use super::session::{Purpose, Row, within};
+use super::session::{Purpose, Row, lock, within};
 use super::{Inner, Instance, wal};
 use quorate_model::{Epoch, Lsn, Timeline};
 use std::sync::Arc;
@@ -16,6 +21,8 @@ use std::time::Duration;
 /// Ending recovery copies one segment and flushes it; storage that is slow for this long is not fit for a primary.
 pub const PROMOTE_DEADLINE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(2);
+/// The log has been replayed to its end when a replica is elected, so this is known at once.
+const HORIZON_DEADLINE: Duration = Duration::from_millis(200);
 const WHAT: &str = "promoting";
 const QUICK: Duration = Duration::from_secs(5);
 
@@ -44,6 +51,8 @@ impl Inner {
         if self.is_in_recovery(QUICK).await? {
             let mark = self.paths.promoting.clone();
             blocking(WHAT, move || files::replace(&mark, "", Durability::Durable, None)).await?;
+            let horizon = self.find_horizon().await;
+            *lock(&self.horizon) = horizon;
             self.sessions.rows(WHAT, "SELECT pg_promote(false)", QUICK).await?;
             let promoted = async {
                 while self.is_in_recovery(QUICK).await? {
@@ -61,6 +70,25 @@ impl Inner {
         // The record that names the timeline was flushed before recovery ended.
         self.promotion_is_logged().await?;
         self.read_history().await
+    }
+
+    /// The first transaction id that the log, replayed to its end, does not know as ended. None: it cannot be told, and
+    /// then nobody is told of a transaction that was lost here; a promotion does not wait for that.
+    async fn find_horizon(self: &Arc<Self>) -> Option<i64> {
+        let finding = async {
+            self.position().await?;
+            const HORIZON: &str = "SELECT pg_snapshot_xmax(pg_current_snapshot()), pg_is_in_recovery()";
+            let row = self.sessions.row(WHAT, HORIZON, QUICK).await?;
+            Ok::<_, InstanceError>(if row.is_true(1)? { Some(row.get(0)?) } else { None })
+        };
+        match tokio::time::timeout(HORIZON_DEADLINE, finding).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => {
+                tracing::warn!(replica = %self.replica, %error, "the end of transaction ids could not be found");
+                None
+            }
+            Err(_) => None,
+        }
     }
 
     pub async fn promotion_is_logged(&self) -> Result<(), InstanceError> {

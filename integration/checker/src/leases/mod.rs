@@ -14,8 +14,8 @@ pub mod state;
 
 use clock::{Clock, DRIFT_PPM, True};
 use quorate_model::{
-    Commits, Configuration, Database, DatabaseId, Lineage, Lsn, NodeId, PartitionMap, Phase, Position, Reads,
-    Replica, ReplicaId, ReplicaState, ServerId, Timeline,
+    Configuration, Database, DatabaseId, Lineage, Lsn, NodeId, PartitionMap, Phase, Position, Replica,
+    ReplicaId, ReplicaState, ServerId, Timeline,
 };
 use quorate_reconfig_agent::agent::standing::Standing;
 use quorate_reconfig_agent::decide::{
@@ -94,8 +94,7 @@ fn record() -> Database {
             uuid: uuid::Uuid::nil(),
         }],
         operation: None,
-        reads: Reads::Lease,
-        commits: Commits::Guarded,
+        options: Default::default(),
         copies: 3,
     }
 }

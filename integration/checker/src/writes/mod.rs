@@ -14,8 +14,8 @@ pub mod state;
 use crate::decisions::{Decisions, Quirk};
 use postgres::{Entry, Instance, Mode, Names};
 use quorate_model::{
-    AllowList, Command, Commits, Configuration, Database, DatabaseId, Epoch, GateReport, Lineage, Lsn,
-    NodeId, NodeRecord, PartitionMap, Phase, Reads, ReplicaId, ReplicaState, Server, ServerId, Timeline,
+    AllowList, Command, Configuration, Database, DatabaseId, Epoch, GateReport, Lineage, Lsn, NodeId,
+    NodeRecord, PartitionMap, Phase, ReplicaId, ReplicaState, Server, ServerId, Timeline,
 };
 use quorate_reconfig_agent::decide::Progress;
 use quorate_reconfig_agent::tunnel::Route;
@@ -163,8 +163,7 @@ impl Writes {
                 uuid: uuid::Uuid::nil(),
             }],
             operation: None,
-            reads: Reads::Lease,
-            commits: Commits::Guarded,
+            options: Default::default(),
             copies: self.bounds.copies,
         }
     }

@@ -5,14 +5,16 @@ use crate::admin::answer::{Answer, Column};
 use crate::admin::error::AdminError;
 use crate::admin::language::phrase::{DatabaseName, Phrase};
 use crate::admin::order::{Order, Session};
-use quorate_model::{Command, Commits, DatabaseOption, Reads};
+use quorate_model::{Command, Commits, DatabaseOption, Outcomes, Reads};
 use std::sync::Arc;
 
 pub const SPEC: Spec = Spec {
     words: &["ALTER", "DATABASE"],
-    syntax: "ALTER DATABASE s.d SET reads = 'lease' | 'confirm', or commits = 'guarded' | 'strict'",
+    syntax: "ALTER DATABASE s.d SET reads = 'lease' | 'confirm', or commits = 'guarded' | 'strict', \
+        or outcomes = 'tracked' | 'untracked'",
     help: "reads: results leave the primary under a lease, or after a voter confirmed; \
-        commits: acknowledged on Postgres's word, or on what the quorum has",
+        commits: acknowledged on Postgres's word, or on what the quorum has; \
+        outcomes: whether a commit whose answer was lost with its primary is asked for at the next one",
     parse: |phrase| {
         let name = phrase.database()?;
         phrase.keyword("SET")?;
@@ -30,7 +32,11 @@ fn option(phrase: &mut Phrase<'_>) -> Result<DatabaseOption, AdminError> {
         let named = |value: &str| Reads::named(value).map(DatabaseOption::Reads);
         return value(phrase, "reads", "'lease' or 'confirm'", named);
     }
-    Err(phrase.unexpected(&["READS", "COMMITS"]))
+    if phrase.has("OUTCOMES") {
+        let named = |value: &str| Outcomes::named(value).map(DatabaseOption::Outcomes);
+        return value(phrase, "outcomes", "'tracked' or 'untracked'", named);
+    }
+    Err(phrase.unexpected(&["READS", "COMMITS", "OUTCOMES"]))
 }
 
 /// What stands behind the name of an option.

@@ -27,6 +27,7 @@ const COLUMNS: &[Column] = &[
     int("size_bytes"),
     text("reads"),
     text("commits"),
+    text("outcomes"),
 ];
 
 #[derive(Debug)]
@@ -69,8 +70,9 @@ fn row(map: &PartitionMap, database: &Database, reports: &[ReplicaReport]) -> Ro
         Value::Bool(open),
         report.map(|r| r.sessions).into(),
         report.map(|r| r.size_bytes).into(),
-        database.reads.name().into(),
-        database.commits.name().into(),
+        database.options.reads.name().into(),
+        database.options.commits.name().into(),
+        database.options.outcomes.name().into(),
     ]
 }
 

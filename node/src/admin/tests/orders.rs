@@ -35,7 +35,7 @@ async fn columns_are_as_promised() {
         ),
         (
             "SHOW DATABASES",
-            "server, database, phase, epoch, primary, secondaries, k, open, sessions, size_bytes, reads, commits",
+            "server, database, phase, epoch, primary, secondaries, k, open, sessions, size_bytes, reads, commits, outcomes",
         ),
         (
             "SHOW REPLICAS",
@@ -374,6 +374,10 @@ async fn options_and_diagnostics() {
     let row = client.query_one("SHOW DATABASES", &[]).await.unwrap();
     assert_eq!(row.get::<_, String>("commits"), "strict");
     assert_eq!(row.get::<_, String>("reads"), "confirm", "one option leaves the other");
+    assert_eq!(row.get::<_, String>("outcomes"), "tracked");
+    client.batch_execute("alter database demo.app set outcomes = 'untracked'").await.unwrap();
+    let row = client.query_one("SHOW DATABASES", &[]).await.unwrap();
+    assert_eq!(row.get::<_, String>("outcomes"), "untracked");
     assert_eq!(refused(&client, "ALTER DATABASE demo.app SET reads = 'never'").await.0, "22023");
     assert_eq!(refused(&client, "ALTER DATABASE demo.app SET commits = 'lease'").await.0, "22023");
     assert_eq!(refused(&client, "ALTER DATABASE demo.app SET writes = 'strict'").await.0, "42601");

@@ -85,37 +85,37 @@ fn g() -> Step {
 
 #[test]
 fn an_idle_session_is_kept() {
-    assert_eq!(run(&[]).loss(), Loss::Keep);
-    assert_eq!(run(&[q("select 1"), done("SELECT 1"), z(b'I')]).loss(), Loss::Keep);
-    assert_eq!(run(&[q("insert"), done("INSERT 0 1")]).loss(), Loss::Unknown);
+    assert_eq!(run(&[]).loss(false), Loss::Keep);
+    assert_eq!(run(&[q("select 1"), done("SELECT 1"), z(b'I')]).loss(false), Loss::Keep);
+    assert_eq!(run(&[q("insert"), done("INSERT 0 1")]).loss(false), Loss::Unknown(None));
 }
 
 #[test]
 fn a_transaction_is_aborted_unless_its_commit_is_in_flight() {
     let begun = [q("begin"), done("BEGIN"), z(b'T')];
-    let after = |steps: &[Step]| run(&[&begun, steps].concat()).loss();
+    let after = |steps: &[Step]| run(&[&begun, steps].concat()).loss(false);
     assert_eq!(after(&[]), Loss::Aborted);
     assert_eq!(after(&[q("insert into t values (1)")]), Loss::Aborted);
-    assert_eq!(after(&[q("commit")]), Loss::Unknown);
+    assert_eq!(after(&[q("commit")]), Loss::Unknown(None));
     assert_eq!(after(&[q("rollback")]), Loss::Aborted);
-    assert_eq!(after(&[q("select 1"), q("select 2")]), Loss::Unknown);
+    assert_eq!(after(&[q("select 1"), q("select 2")]), Loss::Unknown(None));
     assert_eq!(after(&[q("commit"), done("COMMIT"), z(b'I')]), Loss::Keep);
-    assert_eq!(after(&[parse("", "commit"), bind(""), f(b'E'), f(b'S')]), Loss::Unknown);
+    assert_eq!(after(&[parse("", "commit"), bind(""), f(b'E'), f(b'S')]), Loss::Unknown(None));
     assert_eq!(after(&[parse("", "select 1"), bind(""), f(b'E'), f(b'S')]), Loss::Aborted);
 }
 
 #[test]
 fn a_commit_prepared_earlier_is_remembered() {
     let steps = [parse("c", "commit"), f(b'S'), z(b'I'), q("begin"), z(b'T'), bind("c"), f(b'E'), f(b'S')];
-    assert_eq!(run(&steps).loss(), Loss::Unknown);
+    assert_eq!(run(&steps).loss(false), Loss::Unknown(None));
     let later = [q("begin"), z(b'T'), parse("", "commit"), f(b'S'), z(b'T'), bind(""), f(b'E'), f(b'S')];
-    assert_eq!(run(&later).loss(), Loss::Unknown);
+    assert_eq!(run(&later).loss(false), Loss::Unknown(None));
 }
 
 #[test]
 fn a_batch_that_executed_nothing_is_certain() {
-    assert_eq!(run(&[parse("", "insert"), f(b'D'), f(b'S')]).loss(), Loss::Aborted);
-    assert_eq!(run(&[parse("s", "insert"), f(b'D'), f(b'S')]).loss(), Loss::Aborted);
+    assert_eq!(run(&[parse("", "insert"), f(b'D'), f(b'S')]).loss(false), Loss::Aborted);
+    assert_eq!(run(&[parse("s", "insert"), f(b'D'), f(b'S')]).loss(false), Loss::Aborted);
 }
 
 #[test]
@@ -160,18 +160,21 @@ fn unknown_messages_are_told() {
 fn what_was_kept_decides_only_as_far_as_it_is_lost() {
     let one = || Step::Back(b'1', Vec::new());
     let prepared = run(&[parse("s", "select 1"), f(b'S'), one(), z(b'I')]);
-    assert_eq!(prepared.loss(), Loss::Keep);
+    assert_eq!(prepared.loss(false), Loss::Keep);
     assert_eq!(prepared.kept().statements().len(), 1);
     let begun = [q("begin"), done("BEGIN"), z(b'T'), q("set a.b = 1"), done("SET"), z(b'T')];
-    assert_eq!(run(&begun).loss(), Loss::Aborted, "the setting goes with its transaction");
+    assert_eq!(run(&begun).loss(false), Loss::Aborted, "the setting goes with its transaction");
     let ended = [&begun[..], &[q("commit"), done("COMMIT"), z(b'I')]].concat();
     let mut tracker = run(&ended);
-    assert!(matches!(tracker.loss(), Loss::State(_)), "nobody was asked yet");
+    assert!(matches!(tracker.loss(false), Loss::State(_)), "nobody was asked yet");
     assert_eq!(tracker.kept().names(), [b"a.b"[..].into()]);
     tracker.learn(Some(Known::default()));
-    assert_eq!(tracker.loss(), Loss::Keep);
+    assert_eq!(tracker.loss(false), Loss::Keep);
     let locked = [q("begin"), z(b'T'), q("select pg_advisory_lock(1)"), done("SELECT 1"), z(b'T')];
-    assert!(matches!(run(&locked).loss(), Loss::State(_)), "a lock of the session is not of its transaction");
+    assert!(
+        matches!(run(&locked).loss(false), Loss::State(_)),
+        "a lock of the session is not of its transaction"
+    );
     let mut lost =
         run(&[parse("c", "commit"), f(b'S'), one(), z(b'I'), q("begin"), z(b'T'), parse("d", "x")]);
     lost.reset();
@@ -183,7 +186,7 @@ fn what_was_kept_decides_only_as_far_as_it_is_lost() {
             Step::Back(tag, body) => tell(&mut lost, false, tag, &body),
         }
     }
-    assert_eq!(lost.loss(), Loss::Unknown, "and is known to commit");
+    assert_eq!(lost.loss(false), Loss::Unknown(None), "and is known to commit");
 }
 
 fn step() -> impl Strategy<Value = Step> {

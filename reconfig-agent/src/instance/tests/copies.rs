@@ -189,8 +189,17 @@ async fn a_promoted_standby_commits_with_the_other() {
     let (second, relay2) = world.standby(3, &primary).await;
     caught_up(&first, &primary).await;
     caught_up(&second, &primary).await;
+    let admin = connect(&primary, "postgres").await;
+    admin.batch_execute("SET synchronous_commit = local").await.unwrap();
+    let known: i64 = value(&admin, "SELECT pg_current_xact_id()::text").await.parse().unwrap();
+    // It has an id and has not ended when the primary is lost.
+    let open = connect(&primary, "postgres").await;
+    open.batch_execute("BEGIN; CREATE TABLE unfinished (a int)").await.unwrap();
+    caught_up(&first, &primary).await;
+    caught_up(&second, &primary).await;
     relay1.cut();
     relay2.cut();
+    let never_shipped: i64 = value(&admin, "SELECT pg_current_xact_id()::text").await.parse().unwrap();
     let end = first.position().await.unwrap();
 
     first.ensure_slots(&["r1".to_owned(), "r3".to_owned()].into()).await.unwrap();
@@ -209,6 +218,16 @@ async fn a_promoted_standby_commits_with_the_other() {
     assert_eq!(first.position().await.unwrap().epoch, epoch);
     let rows = first.promote().await.unwrap().rows;
     assert_eq!(rows, vec![(EPOCH, Timeline(1)), (epoch, Timeline(2))]);
+
+    // Where ids are handed out anew is written down once, with the first row of the timeline.
+    let admin = connect(&first, "postgres").await;
+    let horizons = "SELECT string_agg(concat(primary_epoch, ':', horizon), ',' ORDER BY primary_epoch) FROM quorate.reigns";
+    let told = value(&admin, horizons).await;
+    let horizon: i64 = told.strip_prefix("1:,2:").unwrap().parse().unwrap();
+    assert!(horizon > known && horizon <= never_shipped, "{known}, {never_shipped}: {told}");
+    first.write_epoch_alone(Epoch::new(0, 3, 0), uuid, WAIT).await.unwrap();
+    assert_eq!(value(&admin, horizons).await, format!("{told},3:"));
+    let epoch = Epoch::new(0, 3, 0);
 
     let _relay = Relay::open(&second, &first);
     let written = timed("attach + write_epoch", first.write_epoch(epoch, uuid, WAIT)).await.unwrap();

@@ -92,7 +92,7 @@ impl World {
         (standby, relay)
     }
 
-    fn slots(&self) -> BTreeSet<String> {
+    pub fn slots(&self) -> BTreeSet<String> {
         (1..=9).map(|id| ReplicaId(id).standby_name()).collect()
     }
 }

@@ -54,6 +54,8 @@ impl Parted {
 
     async fn promoted(world: World, former: Instance, primary: Instance, fork: Lsn) -> Parted {
         advance(&primary, 2).await;
+        // What has been written and not flushed when the rewind ends comes by the stream.
+        primary.ensure_slots(&world.slots()).await.unwrap();
         let app = connect(&primary, "app").await;
         app.batch_execute("UPDATE t SET filler = 'kept' WHERE n > 15000; CREATE TABLE kept ()")
             .await
