@@ -69,6 +69,8 @@ pub const CALL_DEADLINE: Duration = Duration::from_secs(5);
 pub const BARRIER_DEADLINE: Duration = Duration::from_secs(30);
 /// The same, behind a transaction whose outcome is asked for. Shorter than a call between proxies.
 pub const FATE_BARRIER_DEADLINE: Duration = Duration::from_secs(3);
+/// Bytes that a lost server had said and that may not leave, which are looked through for answers to our questions.
+pub const MAX_REST_BYTES: usize = 16 * 1024;
 /// Longest time for a client to take our last words.
 pub const FAREWELL_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a client that we have closed may go on sending.

@@ -143,6 +143,10 @@ pub async fn barrier(relay: &Relay) -> bool {
 
 /// Tells the other node why the stream ends, if that can be put between two messages.
 async fn finish(mut relay: Relay, end: End, why: String) {
+    let (end, rest) = match (end, relay.rest()) {
+        (End::Over, None) => (End::Lost, Vec::new()),
+        (end, rest) => (end, rest.unwrap_or_default()),
+    };
     let delivered = relay.taken();
     let at_boundary = relay.down.at_boundary();
     let server = relay.detach();
@@ -154,7 +158,7 @@ async fn finish(mut relay: Relay, end: End, why: String) {
     if !at_boundary {
         return;
     }
-    relay.down.insert(&Control::Ended { why, end, delivered }.bytes());
+    relay.down.insert(&Control::Ended { why, end, delivered, rest }.bytes());
     let last = async {
         relay.flush_client().await?;
         relay.client.shutdown().await

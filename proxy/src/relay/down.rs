@@ -68,10 +68,14 @@ impl Relay {
                     {
                         return step;
                     }
+                    let why = "the server closed the connection".to_owned();
                     return Step::Event(if self.client_ended {
                         Event::ClientClosed
+                    } else if server.pass.is_some() {
+                        Event::ServerEnded(why)
                     } else {
-                        Event::ServerEnded("the server closed the connection".to_owned())
+                        // A gate that is alive says why.
+                        Event::ServerLost(why)
                     });
                 }
                 Poll::Pending => return step,

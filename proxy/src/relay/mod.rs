@@ -12,6 +12,7 @@ pub mod down;
 mod inquire;
 mod up;
 
+use crate::config::MAX_REST_BYTES;
 use crate::gate::pass::Pass;
 use crate::gate::slot::{Activity, Backend, Slot};
 use crate::guard::StreamedText;
@@ -51,7 +52,7 @@ pub enum Event {
     Refused,
     /// The server's stream broke off, or is given up.
     ServerLost(String),
-    /// The server has ended the stream, and all that it said is judged.
+    /// The server has ended the stream: all that it said is here, judged or not.
     ServerEnded(String),
     /// The gate at the other node says something.
     Control(Control),
@@ -235,6 +236,12 @@ impl Relay {
         self.dropping_up |= !self.up.at_boundary();
         self.streamed = None;
         self.server.take()
+    }
+
+    /// What the server has said last and is not judged. None: it is too much, or begins in the middle of a message.
+    pub fn rest(&self) -> Option<Vec<u8>> {
+        let rest = self.down.unjudged();
+        (self.down.at_boundary() && rest.len() <= MAX_REST_BYTES).then(|| rest.to_vec())
     }
 
     /// Bytes of the client that were taken for the server: what a gate reports as delivered.

@@ -102,14 +102,14 @@ impl Session {
                 Event::Request => self.attach().await,
                 Event::Barrier => self.barrier().await,
                 Event::Parked => {
-                    self.lost(End::Released, "the primary is being moved to another node", None).await
+                    self.lost_here(End::Released, "the primary is being moved to another node").await
                 }
-                Event::ServerLost(why) => self.lost(End::Lost, &why, None).await,
-                Event::ServerEnded(why) => self.lost(End::Over, &why, None).await,
-                Event::Control(Control::Ended { why, end, delivered }) => {
-                    self.lost(end, &why, Some(delivered)).await
+                Event::ServerLost(why) => self.lost_here(End::Lost, &why).await,
+                Event::ServerEnded(why) => self.lost_here(End::Over, &why).await,
+                Event::Control(Control::Ended { why, end, delivered, rest }) => {
+                    self.lost(end, &why, Some(delivered), Some(rest)).await
                 }
-                Event::Control(Control::NotOpen { why }) => self.lost(End::Lost, &why, None).await,
+                Event::Control(Control::NotOpen { why }) => self.lost_here(End::Lost, &why).await,
                 Event::ClientClosed => return,
                 Event::ClientMalformed(why) => {
                     self.fatal(ErrorReply::fatal("08P01", why)).await;
@@ -134,7 +134,7 @@ impl Session {
         }
         let Some(server) = &self.relay.server else { return Next::GoOn };
         match server.pass.as_ref().map(|p| p.door()) {
-            Some(Door::Ended { end, why }) => return self.lost(end, &why, None).await,
+            Some(Door::Ended { end, why }) => return self.lost_here(end, &why).await,
             Some(door) => self.relay.parking = door == Door::Parking,
             None => {}
         }
@@ -149,7 +149,7 @@ impl Session {
                     self.last_word.get_or_insert(Instant::now() + LAST_WORD);
                     return Next::GoOn;
                 }
-                self.lost(End::Lost, MOVED, None).await
+                self.lost_here(End::Lost, MOVED).await
             }
             _ => Next::GoOn,
         }
@@ -160,17 +160,26 @@ impl Session {
             self.relay.barrier_passed();
             return Next::GoOn;
         }
-        self.lost(End::Lost, "a barrier after a cancelled commit did not pass", None).await
+        self.lost_here(End::Lost, "a barrier after a cancelled commit did not pass").await
     }
 
-    /// The server is gone. `delivered`: how many bytes a remote gate took in.
-    async fn lost(&mut self, end: End, why: &str, delivered: Option<u64>) -> Next {
+    async fn lost_here(&mut self, end: End, why: &str) -> Next {
+        // A remote server's last words are its gate's to tell.
+        let is_local = self.relay.server.as_ref().is_some_and(|server| server.pass.is_some());
+        let rest = if is_local { self.relay.rest() } else { (end == End::Over).then(Vec::new) };
+        self.lost(end, why, None, rest).await
+    }
+
+    /// The server is gone. `delivered`: how many bytes a remote gate took in. `rest`: all that it said and the client was
+    /// not told.
+    async fn lost(&mut self, end: End, why: &str, delivered: Option<u64>, rest: Option<Vec<u8>>) -> Next {
         self.last_word = None;
         let at_boundary = self.relay.down.at_boundary();
         if let Some(delivered) = delivered {
             self.relay.take_back(delivered);
         }
-        let loss = self.relay.tracker.loss(end == End::Over);
+        let said_all = end == End::Over && rest.is_some();
+        let loss = self.relay.tracker.loss(rest.as_deref().unwrap_or_default(), said_all);
         let pass = self.relay.detach().and_then(|server| server.pass);
         if let (End::Released, Some(pass)) = (end, pass) {
             pass.release();

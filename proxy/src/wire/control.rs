@@ -28,8 +28,9 @@ pub struct Hello {
 pub enum Control {
     /// Not here, or not open in that epoch: look at the map again.
     NotOpen { why: String },
-    /// The stream ends.
-    Ended { why: String, end: End, delivered: u64 },
+    /// The stream ends. `rest`: what the server said last and may not leave, for what of it answers a question of the
+    /// node where the client is.
+    Ended { why: String, end: End, delivered: u64, rest: Vec<u8> },
 }
 
 /// How a backend was taken from a session.
@@ -41,7 +42,7 @@ pub enum End {
     Cut,
     /// With its Postgres, or its gate.
     Lost,
-    /// By itself, and everything that it has said was passed on.
+    /// By itself, and nothing of what it said is missing.
     Over,
 }
 
@@ -67,7 +68,7 @@ mod tests {
 
     #[test]
     fn survives_the_wire() {
-        let control = Control::Ended { why: "x".into(), end: End::Released, delivered: 7 };
+        let control = Control::Ended { why: "x".into(), end: End::Released, delivered: 7, rest: vec![1] };
         let bytes = control.bytes();
         assert_eq!(bytes[0], CONTROL);
         assert_eq!(Control::parse(&bytes[5..]), Some(control));

@@ -4,7 +4,7 @@
 //! The tracker is told of every message in both directions, whole or by its beginning. It errs towards caution: a
 //! request that might have committed something counts as one that did.
 
-use super::header::c_string;
+use super::header::{HEADER_BYTES, c_string, peek};
 use super::inquiry::{Known, statement_name};
 use super::kept::Kept;
 use super::outcome::{Batch, Heard, Kind, Learnt, Outcome};
@@ -503,8 +503,42 @@ impl Tracker {
         self.kept.close(name);
     }
 
-    /// The backend is gone: what of the session is gone with it? `said_all`: nothing that it said is missing.
-    pub fn loss(&self, said_all: bool) -> Loss {
+    /// The backend is gone: what of the session is gone with it? `rest`: what it had said last, and its client was not
+    /// told; `said_all`: nothing more is missing.
+    pub fn loss(&mut self, rest: &[u8], said_all: bool) -> Loss {
+        let held = if self.listens() || self.next_is_statement() { self.hear_rest(rest) } else { Vec::new() };
+        self.loss_with(held, said_all)
+    }
+
+    fn next_is_statement(&self) -> bool {
+        self.waits.iter().any(|wait| matches!(wait, Wait::Statement(_)))
+    }
+
+    /// Looks for the answer to a question of ours. Returns what is the client's and came before its end.
+    fn hear_rest(&mut self, mut rest: &[u8]) -> Vec<u8> {
+        let mut held = Vec::new();
+        while self.waits.iter().any(|wait| matches!(wait, Wait::Call | Wait::Statement(_)))
+            && let Ok(Some(header)) = peek(rest)
+            && header.total <= rest.len()
+        {
+            let (message, more) = rest.split_at(header.total);
+            rest = more;
+            if self.listens() && self.hear(header.tag, &message[HEADER_BYTES..]) {
+                continue;
+            }
+            match header.tag {
+                // A request has ended, or failed: what is asked for behind it is not reached.
+                b'Z' | b'E' => break,
+                b'1' => self.parse_complete(),
+                b'S' | b'N' | b'A' => continue,
+                _ => {}
+            }
+            held.extend_from_slice(message);
+        }
+        held
+    }
+
+    fn loss_with(&self, held: Vec<u8>, said_all: bool) -> Loss {
         if self.is_idle() {
             return self.kept.describe().map_or(Loss::Keep, Loss::State);
         }
@@ -523,7 +557,7 @@ impl Tracker {
             let Learnt::Id(id) = learnt else { return aborted() };
             return Loss::Committing(Box::new(Committing {
                 id,
-                answer,
+                answer: [held, answer].concat(),
                 kept_if_committed: self.kept.describe(),
                 kept_if_aborted: self.kept.describe_after_abort(),
             }));
