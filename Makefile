@@ -23,7 +23,7 @@ BOUND ?= small
 SEEDS ?= 100
 FROM ?= 1
 
-.PHONY: help setup build demo test test-unit test-integration model sim lint faults bench-failover
+.PHONY: help setup build demo test test-unit test-integration model sim lint faults bench-failover bench-proxy
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,3 +72,8 @@ bench-failover: ## a report: failovers, written to docs/FAILOVER.md (N=100; PATR
 	$(CARGO) build --release --workspace --bins
 	$(CARGO_TARGET_DIR)/release/bench-failover $(if $(N),--rounds $(N)) $(if $(PATRONI_N),--patroni-rounds $(PATRONI_N)) \
 		$(if $(T),--seconds $(T)) $(if $(N),,--document docs/FAILOVER.md) $(ARGS)
+
+bench-proxy: ## a report: queries by Quorate, PgBouncer and HAProxy, written to docs/PROXY.md (T=3: seconds a run)
+	@scripts/setup --no-python --proxies
+	$(CARGO) build --release --workspace --bins
+	$(CARGO_TARGET_DIR)/release/bench-proxy $(if $(T),--seconds $(T),--document docs/PROXY.md) $(ARGS)

@@ -8,6 +8,7 @@ pub mod admin;
 pub mod binaries;
 pub mod cluster;
 pub mod copies;
+pub mod document;
 pub mod driver;
 pub mod executor;
 pub mod failpoints;

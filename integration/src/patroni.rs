@@ -213,7 +213,8 @@ impl Patroni {
     }
 
     fn config(&self, node: &Node, times: Times) -> anyhow::Result<serde_json::Value> {
-        let bin = binaries::postgres("postgres")?;
+        // A directory of links holds some of its programs; Patroni needs the one that holds them all.
+        let bin = std::fs::canonicalize(binaries::postgres("postgres")?)?;
         let bin = bin.parent().context("postgres lies in a directory")?;
         let etcd: Vec<String> = self.nodes.iter().map(|n| format!("127.0.0.1:{}", n.etcd_client)).collect();
         let parameters: serde_json::Map<String, serde_json::Value> =

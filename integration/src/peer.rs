@@ -48,6 +48,11 @@ impl PlainCluster {
         format!("postgresql://demo:demo@127.0.0.1:{}/app", self.port)
     }
 
+    /// Where its Unix socket is.
+    pub fn sockets(&self) -> &Path {
+        &self.directory
+    }
+
     fn data(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
@@ -69,7 +74,7 @@ impl PlainCluster {
         self.append(&data.join("postgresql.conf"), &config)?;
         self.append(
             &data.join("pg_hba.conf"),
-            "host app demo 127.0.0.1/32 scram-sha-256\nlocal all quorate trust\nlocal replication quorate trust\n\
+            "host app demo 127.0.0.1/32 scram-sha-256\nlocal app demo scram-sha-256\nlocal all quorate trust\nlocal replication quorate trust\n\
              host replication quorate 127.0.0.1/32 scram-sha-256\n",
         )?;
         // The lines that initdb wrote come first and would trust everybody over TCP.

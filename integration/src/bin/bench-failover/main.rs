@@ -3,7 +3,6 @@
 //! report, not a test: it ends with 0 whatever it measures, unless Quorate lost an acknowledged commit.
 
 mod commits;
-mod document;
 mod report;
 mod rounds;
 
@@ -11,10 +10,11 @@ use anyhow::Context;
 use clap::Parser;
 use quorate_integration::cluster::HEAL_LIMIT;
 use quorate_integration::patroni::{Patroni, Times};
-use quorate_integration::{Cluster, DEMO_DATABASE, Options};
+use quorate_integration::{Cluster, DEMO_DATABASE, Options, binaries, document};
 use report::{Report, Series};
 use rounds::{Kind, Load};
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 #[derive(Debug, Parser)]
@@ -79,7 +79,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
         println!("written to {}", path.display());
     }
     if let Some(path) = &args.document {
-        document::write(path, &report, began.elapsed())?;
+        let patroni = binaries::patroni();
+        let patroni = patroni.map(|p| document::said(Command::new(p.join("patroni")).arg("--version")));
+        let beside = patroni.unwrap_or_else(|_| "without Patroni".to_owned());
+        document::write(path, "bench-failover", &report.to_string(), &beside, began.elapsed())?;
         println!("written to {}", path.display());
     }
     report.nothing_lost()?;

@@ -1,0 +1,114 @@
+//! `bench-proxy`: what it costs to come to PostgreSQL through Quorate, beside no proxy, PgBouncer and HAProxy, in one run and
+//! interleaved. A report, not a test.
+
+mod load;
+mod peers;
+mod report;
+
+use anyhow::{Context, ensure};
+use clap::Parser;
+use load::{Mode, Run};
+use peers::{Proxies, Side};
+use quorate_integration::cluster::HEAL_LIMIT;
+use quorate_integration::peer::PlainCluster;
+use quorate_integration::{Cluster, DEMO_DATABASE, Options, document};
+use report::{Report, Sample};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+#[derive(Debug, Parser)]
+#[command(about = "Measures the cost of the proxy, beside PgBouncer and HAProxy")]
+struct Args {
+    /// Seconds of one run.
+    #[arg(long, env = "T", default_value_t = 3)]
+    seconds: u64,
+    /// Runs of each; their medians are compared.
+    #[arg(long, default_value_t = 3)]
+    repeats: usize,
+    /// Clients, each number a row.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 100])]
+    clients: Vec<usize>,
+    /// pgbench's scale.
+    #[arg(long, default_value_t = 5)]
+    scale: u32,
+    /// Puts the tables between the marks in this file.
+    #[arg(long)]
+    document: Option<PathBuf>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    // What it starts dies with the thread that started it: this one.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(run(args))
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let cluster = Cluster::start(Options::default()).await.context("starting the cluster")?;
+    let view = cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?;
+    let primary = cluster.node(&view.primary()?.node)?.clone();
+    let other = cluster.others(&primary.name).into_iter().next().context("another node")?;
+    let settings = peers::settings_of(&primary.app()).await?;
+    let plain = PlainCluster::start(&settings).await.context("starting plain PostgreSQL")?;
+    let proxies = Proxies::start(&plain).await.context("starting the other proxies")?;
+    load::fill(&plain.url(), args.scale).await?;
+    load::fill(&primary.app().url(), args.scale).await?;
+
+    let mut sides = vec![Side::new("no proxy", plain.url(), &[])];
+    sides.extend(proxies.sides());
+    sides.push(Side::new("Quorate, primary's node", primary.app().url(), &[primary.pid]));
+    sides.push(Side::new("Quorate, another node", other.app().url(), &[primary.pid, other.pid]));
+
+    let mut report = Report { idle_us_per_second: idle(&sides).await?, ..Report::default() };
+    for mode in Mode::ALL {
+        for clients in &args.clients {
+            for side in &sides {
+                if side.takes(mode) {
+                    load::run(side, mode, *clients, 1).await.with_context(|| side.name)?;
+                }
+            }
+            for repeat in 1..=args.repeats {
+                for side in sides.iter().filter(|side| side.takes(mode)) {
+                    let run = load::run(side, mode, *clients, args.seconds).await.context(side.name)?;
+                    eprintln!("{} {clients} clients, run {repeat}, {}: {run}", mode.name(), side.name);
+                    report.add(Sample { mode: mode.name(), clients: *clients, side: side.name }, run);
+                }
+            }
+        }
+    }
+    for repeat in 1..=args.repeats {
+        for side in &sides {
+            let rate = load::copy_out(side).await.context(side.name)?;
+            eprintln!("COPY out, run {repeat}, {}: {rate:.0} MB/s", side.name);
+            report.copies.entry(side.name).or_default().push(rate);
+        }
+    }
+    ensure!(!report.is_empty(), "nothing was measured");
+    println!("{report}");
+    if let Some(path) = &args.document {
+        document::write(path, "bench-proxy", &report.to_string(), &proxies.versions(), began.elapsed())?;
+        println!("written to {}", path.display());
+    }
+    drop(proxies);
+    cluster.stop().await
+}
+
+/// What each side's proxy uses when nobody comes, microseconds of CPU a second.
+async fn idle(sides: &[Side]) -> anyhow::Result<Vec<(&'static str, f64)>> {
+    const TIME: Duration = Duration::from_secs(3);
+    let before: Vec<Duration> = sides.iter().map(Side::cpu).collect::<anyhow::Result<_>>()?;
+    tokio::time::sleep(TIME).await;
+    let used = |(side, before): (&Side, Duration)| {
+        let cpu = side.cpu()?.saturating_sub(before);
+        Ok((side.name, cpu.as_micros() as f64 / TIME.as_secs_f64()))
+    };
+    sides.iter().zip(before).filter(|(side, _)| side.has_proxy()).map(used).collect()
+}
+
+/// For the messages of [`Run`].
+impl std::fmt::Display for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.0} tps, p50 {:.0} us, proxy {:.1} us of CPU each", self.tps, self.p50_us, self.cpu_us)
+    }
+}
