@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio_postgres::Client;
 use uuid::Uuid;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,16 +191,21 @@ async fn a_promoted_standby_commits_with_the_other() {
     caught_up(&first, &primary).await;
     caught_up(&second, &primary).await;
     let admin = connect(&primary, "postgres").await;
-    admin.batch_execute("SET synchronous_commit = local").await.unwrap();
-    let known: i64 = value(&admin, "SELECT pg_current_xact_id()::text").await.parse().unwrap();
-    // It has an id and has not ended when the primary is lost.
+    // One transaction has an id and has not ended when the primary is lost; a later one has.
     let open = connect(&primary, "postgres").await;
+    let id = async |client: &Client| {
+        value(client, "SELECT pg_current_xact_id()::text").await.parse::<i64>().unwrap()
+    };
     open.batch_execute("BEGIN; CREATE TABLE unfinished (a int)").await.unwrap();
+    let unfinished = id(&open).await;
+    admin.batch_execute("SET synchronous_commit = local; BEGIN; CREATE TABLE ended (a int)").await.unwrap();
+    let ended = id(&admin).await;
+    admin.batch_execute("COMMIT").await.unwrap();
     caught_up(&first, &primary).await;
     caught_up(&second, &primary).await;
     relay1.cut();
     relay2.cut();
-    let never_shipped: i64 = value(&admin, "SELECT pg_current_xact_id()::text").await.parse().unwrap();
+    let never_shipped = id(&admin).await;
     let end = first.position().await.unwrap();
 
     first.ensure_slots(&["r1".to_owned(), "r3".to_owned()].into()).await.unwrap();
@@ -224,7 +230,9 @@ async fn a_promoted_standby_commits_with_the_other() {
     let horizons = "SELECT string_agg(concat(primary_epoch, ':', horizon), ',' ORDER BY primary_epoch) FROM quorate.reigns";
     let told = value(&admin, horizons).await;
     let horizon: i64 = told.strip_prefix("1:,2:").unwrap().parse().unwrap();
-    assert!(horizon > known && horizon <= never_shipped, "{known}, {never_shipped}: {told}");
+    assert!(horizon > ended && horizon <= never_shipped, "{ended}, {never_shipped}: {told}");
+    let fate = async |id: i64| value(&admin, &format!("SELECT pg_xact_status('{id}')")).await;
+    assert_eq!((&*fate(unfinished).await, &*fate(ended).await), ("aborted", "committed"));
     first.write_epoch_alone(Epoch::new(0, 3, 0), uuid, WAIT).await.unwrap();
     assert_eq!(value(&admin, horizons).await, format!("{told},3:"));
     let epoch = Epoch::new(0, 3, 0);
