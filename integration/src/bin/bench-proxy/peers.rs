@@ -18,15 +18,8 @@ const PGBOUNCER: &str = "PgBouncer, session";
 const PGBOUNCER_TRANSACTION: &str = "PgBouncer, transaction";
 const HAPROXY: &str = "HAProxy";
 /// Settings that decide the speed of a query: the plain server gets Quorate's.
-const SETTINGS: [&str; 7] = [
-    "shared_buffers",
-    "max_connections",
-    "work_mem",
-    "jit",
-    "autovacuum",
-    "huge_pages",
-    "max_worker_processes",
-];
+const SETTINGS: [&str; 6] =
+    ["shared_buffers", "work_mem", "jit", "autovacuum", "huge_pages", "max_worker_processes"];
 
 /// A way to PostgreSQL.
 pub struct Side {
@@ -70,7 +63,11 @@ pub async fn settings_of(port: &Endpoint) -> anyhow::Result<Vec<(String, String)
     let names: Vec<String> = SETTINGS.iter().map(|name| format!("'{name}'")).collect();
     let sql = format!("SELECT name, setting FROM pg_settings WHERE name IN ({})", names.join(", "));
     let rows = port.session().await?.rows(&sql).await?;
-    Ok(rows.into_iter().filter_map(|row| Some((row.first()?.clone()?, row.get(1)?.clone()?))).collect())
+    let mut settings: Vec<(String, String)> =
+        rows.into_iter().filter_map(|row| Some((row.first()?.clone()?, row.get(1)?.clone()?))).collect();
+    // Of the clients themselves, and of the pools of those who keep their connections.
+    settings.push(("max_connections".to_owned(), "400".to_owned()));
+    Ok(settings)
 }
 
 struct Proxy {
