@@ -97,8 +97,9 @@ async fn ask(gate: &Gate, passing: Passing, question: Question) -> Result<Reply,
         }
         Question::Fate { since, id, .. } => {
             let fate = gate.control.fate(generation, &socket, since, id).await.map_err(silent)?;
-            // It may have been committed here alone, by a session that did not wait to the end.
-            if fate == Fate::Committed
+            // Not after a promotion: what it found was on a quorum before the gate opened, and a barrier for each of
+            // the many who ask then would have them wait for one another.
+            if fate == Fate::CommittedHere
                 && !gate.control.barrier(generation, &socket, FATE_BARRIER_DEADLINE).await
             {
                 return Err("a barrier behind the transaction did not pass".to_owned());

@@ -62,7 +62,7 @@ async fn outcomes(cluster: &Cluster) -> anyhow::Result<BTreeMap<String, u64>> {
     for node in cluster.nodes() {
         let (status, body) = driver::http_get(node.http, "/metrics").await?;
         ensure!(status == 200, "/metrics at {}: {status}", node.name);
-        for line in body.lines().filter(|line| line.starts_with("quorate_lost_commits_total{")) {
+        for line in body.lines().filter(|line| line.starts_with("quorate_lost_answers_total{")) {
             let (labels, value) = line.rsplit_once(' ').context("a value")?;
             let outcome = labels.split('"').nth(1).context("a label")?;
             *all.entry(outcome.to_owned()).or_default() += value.parse::<u64>()?;

@@ -50,7 +50,10 @@ impl From<tokio_postgres::Error> for NoAnswer {
 /// What became of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Fate {
+    /// And what was there when the gate opened holds it: it is on a quorum.
     Committed,
+    /// By the present primary, which may not have waited for a quorum.
+    CommittedHere,
     Aborted,
     /// Its backend has not ended.
     InProgress,
@@ -185,21 +188,25 @@ impl Control {
                 WHEN NOT EXISTS (SELECT FROM quorate.reigns WHERE (data_loss, primary_epoch) = ($1, $2)) THEN NULL \
                 WHEN (SELECT min(horizon) < 0 FROM later) THEN NULL \
                 WHEN (SELECT min(horizon) <= $3 FROM later) THEN 'aborted' \
-                ELSE pg_xact_status($3::text::xid8) END";
+                ELSE pg_xact_status($3::text::xid8) END, EXISTS (SELECT FROM later)";
         let (data_loss, primary, id) = (since.data_loss as i64, since.primary as i64, id as i64);
         self.ask(generation, socket, async |client| {
             let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] =
                 [(&data_loss, Type::INT8), (&primary, Type::INT8), (&id, Type::INT8)];
-            let told: Option<String> = match client.query_typed_one(SQL, &parameters).await {
-                Ok(row) => row.try_get(0)?,
+            let (told, promoted): (Option<String>, bool) = match client
+                .query_typed_one(SQL, &parameters)
+                .await
+            {
+                Ok(row) => (row.try_get(0)?, row.try_get(1)?),
                 // A database of before horizons were recorded, or an id that nobody was ever given.
                 Err(error) if error.code().is_some_and(|code| matches!(&code.code()[..2], "42" | "22")) => {
-                    None
+                    (None, false)
                 }
                 Err(error) => return Err(error),
             };
             Ok(match told.as_deref() {
-                Some("committed") => Fate::Committed,
+                Some("committed") if promoted => Fate::Committed,
+                Some("committed") => Fate::CommittedHere,
                 Some("aborted") => Fate::Aborted,
                 Some("in progress") => Fate::InProgress,
                 _ => Fate::Unknown,

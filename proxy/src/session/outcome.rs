@@ -13,8 +13,8 @@ use metrics::counter;
 use std::fmt::Display;
 use tokio::time::Instant;
 
-/// Commits whose answers were lost, by what was found out.
-const OUTCOMES: &str = "quorate_lost_commits_total";
+/// Statements whose answers were lost, by what was found out.
+pub const LOST_ANSWERS: &str = "quorate_lost_answers_total";
 
 /// What is told of a commit.
 enum Told {
@@ -45,7 +45,7 @@ impl Shared {
                 () = follow.moved(primary) => Err("the primary moved".to_owned()),
             };
             let why = match reply {
-                Ok(Reply::Fate(Fate::Committed)) => return Told::Committed,
+                Ok(Reply::Fate(Fate::Committed | Fate::CommittedHere)) => return Told::Committed,
                 Ok(Reply::Fate(Fate::Aborted)) => return Told::Aborted,
                 Ok(Reply::Fate(Fate::Unknown)) => {
                     return Told::Unknown("The primary does not know the transaction any more".to_owned());
@@ -70,7 +70,7 @@ impl Session {
             told = self.shared.fate(&self.target, self.primary, id, until) => told,
             () = self.relay.client_gone() => return Next::End,
             () = self.shared.stop.cancelled() => {
-                Told::Unknown(format!("{}.", stopping().detail.unwrap_or_default().trim_end_matches('.')))
+                Told::Unknown(stopping().detail.unwrap_or_default())
             }
         };
         let (outcome, kept) = match told {
@@ -82,12 +82,9 @@ impl Session {
                 self.relay.abort_with(aborted(why).bytes());
                 ("aborted", kept_if_aborted)
             }
-            Told::Unknown(reason) => {
-                counter!(OUTCOMES, "outcome" => "unknown").increment(1);
-                return self.unknown(why, Some(reason), kept_if_aborted).await;
-            }
+            Told::Unknown(reason) => return self.unknown(why, Some(reason), kept_if_aborted).await,
         };
-        counter!(OUTCOMES, "outcome" => outcome).increment(1);
+        counter!(LOST_ANSWERS, "outcome" => outcome).increment(1);
         tracing::info!(database = %self.target.database, id, outcome, "the outcome of a lost commit was found");
         match kept {
             None => Next::GoOn,
@@ -97,9 +94,7 @@ impl Session {
 
     /// What was in flight may have been committed or not.
     pub(super) async fn unknown(&mut self, why: &str, reason: Option<String>, kept: Option<String>) -> Next {
-        if reason.is_none() {
-            counter!(OUTCOMES, "outcome" => "unknown").increment(1);
-        }
+        counter!(LOST_ANSWERS, "outcome" => "unknown").increment(1);
         let error = unknown(why, reason);
         match kept {
             None => {

@@ -9,6 +9,7 @@
 
 use super::header::c_string;
 use super::reply::{begin, end, field, put_c_string, ready_for_query};
+use std::sync::LazyLock;
 
 /// `pg_current_xact_id_if_assigned()`: a number of the system catalogs (`pg_proc.dat`), the same since PostgreSQL 13.
 const FUNCTION_OID: u32 = 5060;
@@ -35,30 +36,39 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Of the text of a statement, zero-terminated or not.
+    /// Of the text of a statement, zero-terminated or not. Only where the first word asks for it is the rest looked at:
+    /// this is done for every statement.
     pub fn of(text: &[u8]) -> Kind {
-        let text = c_string(text).map_or(text, |(text, _)| text).trim_ascii();
+        let text = text.trim_ascii_start();
         let word = text.iter().position(|b| !b.is_ascii_alphabetic()).unwrap_or(text.len());
         let (word, rest) = text.split_at(word);
         let is = |words: &[&str]| words.iter().any(|w| word.eq_ignore_ascii_case(w.as_bytes()));
         if is(&["commit", "end"]) {
+            let rest = whole(rest);
             let rest = rest.strip_suffix(b";").unwrap_or(rest).trim_ascii();
             let alone = [&b""[..], b"work", b"transaction"].iter().any(|w| rest.eq_ignore_ascii_case(w));
             return if alone { Kind::Commits } else { Kind::Other };
         }
-        if rest.first().is_some_and(|b| !b.is_ascii_whitespace() && *b != b';') {
+        if rest.first().is_some_and(|b| !b.is_ascii_whitespace() && !matches!(b, b';' | 0)) {
             return Kind::Other;
         }
         if is(&["insert", "update", "delete", "merge", "with"]) {
             Kind::Writes
         } else if is(&["select", "values", "table", "show"]) {
             Kind::Reads
-        } else if is(&["begin", "start"]) && !rest.strip_suffix(b";").unwrap_or(rest).contains(&b';') {
-            Kind::Begins
+        } else if is(&["begin", "start"]) {
+            let rest = whole(rest);
+            let alone = !rest.strip_suffix(b";").unwrap_or(rest).contains(&b';');
+            if alone { Kind::Begins } else { Kind::Other }
         } else {
             Kind::Other
         }
     }
+}
+
+/// A text up to its end, without the space there.
+fn whole(text: &[u8]) -> &[u8] {
+    c_string(text).map_or(text, |(text, _)| text).trim_ascii_end()
 }
 
 /// What a batch of the extended protocol holds so far.
@@ -102,7 +112,7 @@ pub fn call() -> [u8; 15] {
 }
 
 /// The question within a batch. What it makes is closed again.
-pub fn statement() -> Vec<u8> {
+pub static STATEMENT: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut out = Vec::with_capacity(192);
     let mut message = |tag: u8, parts: &[&[u8]]| {
         let start = begin(&mut out, tag);
@@ -120,7 +130,7 @@ pub fn statement() -> Vec<u8> {
     message(b'C', &[b"S", &name]);
     message(b'H', &[]);
     out
-}
+});
 
 /// What the server said of the session's transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

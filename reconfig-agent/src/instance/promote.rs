@@ -81,14 +81,10 @@ impl Inner {
             let row = self.sessions.row(WHAT, HORIZON, QUICK).await?;
             Ok::<_, InstanceError>(if row.is_true(1)? { Some(row.get(0)?) } else { None })
         };
-        match tokio::time::timeout(HORIZON_DEADLINE, finding).await {
-            Ok(Ok(found)) => found,
-            Ok(Err(error)) => {
-                tracing::warn!(replica = %self.replica, %error, "the end of transaction ids could not be found");
-                None
-            }
-            Err(_) => None,
-        }
+        within(WHAT, HORIZON_DEADLINE, finding).await.unwrap_or_else(|error| {
+            tracing::warn!(replica = %self.replica, %error, "the end of transaction ids could not be found");
+            None
+        })
     }
 
     pub async fn promotion_is_logged(&self) -> Result<(), InstanceError> {
