@@ -22,6 +22,7 @@ pub mod logs;
 pub mod nemesis;
 pub mod patroni;
 pub mod peer;
+pub mod pgbench;
 pub mod ports;
 pub mod process;
 pub mod sql;

@@ -1,8 +1,7 @@
 //! What Quorate is measured against: a plain PostgreSQL primary with two plain streaming standbys and the same
 //! `ANY 1`, on this machine, with the same settings as far as they decide the speed of a commit.
 
-use crate::process;
-use crate::{binaries, ports, wait};
+use crate::{Endpoint, binaries, ports, process, wait};
 use anyhow::{Context, ensure};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -13,6 +12,14 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const STANDBYS: [&str; 2] = ["s1", "s2"];
 /// Who its instances belong to when this runs as root, which PostgreSQL refuses to.
 const ACCOUNT: &str = "postgres";
+
+/// What these settings are at a port, for the peer to take over.
+pub async fn settings_of(port: &Endpoint, names: &[&str]) -> anyhow::Result<Vec<(String, String)>> {
+    let names: Vec<String> = names.iter().map(|name| format!("'{name}'")).collect();
+    let sql = format!("SELECT name, setting FROM pg_settings WHERE name IN ({})", names.join(", "));
+    let rows = port.session().await?.rows(&sql).await?;
+    Ok(rows.into_iter().filter_map(|row| Some((row.first()?.clone()?, row.get(1)?.clone()?))).collect())
+}
 
 pub struct PlainCluster {
     directory: PathBuf,

@@ -8,6 +8,7 @@ use crate::admin::AdminContext;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use quorate_model::{Event, EventKind, NodeId, PartitionMap};
+use quorate_proxy::LOST_ANSWERS;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -44,6 +45,10 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         .install_recorder()?;
     describe_histogram!(FAILOVER_SECONDS, Unit::Seconds, "how long each phase of a reconfiguration took");
     describe_counter!(RECONFIGURATIONS, "reconfigurations whose new primary is on this node");
+    describe_counter!(
+        LOST_ANSWERS,
+        "statements whose answers were lost with their primary, by what was found out"
+    );
     describe_gauge!(NODE_INFO, "this node and its version");
     describe_gauge!(REPLICAS, "replicas on this node, by role");
     describe_gauge!(DATABASES, "databases of the cluster, by phase");

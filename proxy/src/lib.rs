@@ -35,4 +35,5 @@ pub use gate::{
     BootTime, Commits, Door, Evidence, Gate, Gates, NotOpen, Parked, Pass, Reads, Slot, boot_time,
 };
 pub use listener::Proxy;
+pub use session::outcome::LOST_ANSWERS;
 pub use tls::{ALPN, ClientTls, TlsError};

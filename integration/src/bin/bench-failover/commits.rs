@@ -1,16 +1,13 @@
 //! `pgbench -N` against plain PostgreSQL with two plain standbys and the same `ANY 1`, and against Quorate by the
 //! primary's node and by another: interleaved, so that whatever else the machine does falls on all alike.
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use quorate_integration::cluster::HEAL_LIMIT;
-use quorate_integration::peer::PlainCluster;
-use quorate_integration::{Cluster, DEMO_DATABASE, Endpoint, binaries, driver};
+use quorate_integration::peer::{self, PlainCluster};
+use quorate_integration::{Cluster, DEMO_DATABASE, Endpoint, pgbench};
 use serde::Serialize;
-use std::time::Duration;
-use tokio::process::Command;
 
 const CLIENTS: [usize; 2] = [1, 16];
-const LOAD_LIMIT: Duration = Duration::from_secs(300);
 /// Runs before the first that counts, seconds.
 const WARM_SECONDS: u64 = 2;
 
@@ -86,10 +83,7 @@ pub async fn measure(
     let sides = [(PLAIN, plain.url()), (LOCAL, local.url()), (REMOTE, remote.url())];
     for (side, url) in &sides[..2] {
         eprintln!("loading {side}");
-        let mut load = Command::new(binaries::postgres("pgbench")?);
-        load.args(["-i", "-q", "-s", &scale.to_string(), url]);
-        let said = driver::run(load, "", LOAD_LIMIT).await?;
-        ensure!(said.success, "{side}: {}", said.err);
+        pgbench::fill(url, scale).await.context(*side)?;
     }
     let mut all = Vec::new();
     for clients in CLIENTS {
@@ -104,11 +98,11 @@ pub async fn measure(
             })
             .collect();
         for (_, url) in &sides {
-            pgbench(url, clients, WARM_SECONDS).await?;
+            pgbench::run(url, &["-N"], clients, WARM_SECONDS).await?;
         }
         for repeat in 0..repeats {
             for (result, (side, url)) in results.iter_mut().zip(&sides) {
-                let run = pgbench(url, clients, seconds).await.context(*side)?;
+                let run = pgbench::run(url, &["-N"], clients, seconds).await.context(*side)?;
                 eprintln!(
                     "{clients} clients, run {}, {side}: {:.0} tps, p50 {:.0} us",
                     repeat + 1,
@@ -126,37 +120,5 @@ pub async fn measure(
 }
 
 pub async fn settings_of(port: &Endpoint) -> anyhow::Result<Vec<(String, String)>> {
-    let names: Vec<String> = SETTINGS.iter().map(|name| format!("'{name}'")).collect();
-    let sql = format!("SELECT name, setting FROM pg_settings WHERE name IN ({})", names.join(", "));
-    let rows = port.session().await?.rows(&sql).await?;
-    Ok(rows.into_iter().filter_map(|row| Some((row.first()?.clone()?, row.get(1)?.clone()?))).collect())
-}
-
-struct Run {
-    tps: f64,
-    p50_us: f64,
-    p99_us: f64,
-}
-
-async fn pgbench(url: &str, clients: usize, seconds: u64) -> anyhow::Result<Run> {
-    let logs = tempfile::tempdir()?;
-    let mut command = Command::new(binaries::postgres("pgbench")?);
-    let (clients, jobs) = (clients.to_string(), clients.min(2).to_string());
-    // Quorate offers TLS and the peer does not: what is compared is the path of a commit, on both sides in the clear.
-    command.env("PGSSLMODE", "disable");
-    command.args(["-n", "-N", "-c", &clients, "-j", &jobs, "-T", &seconds.to_string(), "-l", url]);
-    command.current_dir(logs.path());
-    let said = driver::run(command, "", Duration::from_secs(seconds + 60)).await?;
-    ensure!(said.success, "pgbench: {}{}", said.out, said.err);
-    let tps = said.out.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
-    let mut latencies = Vec::new();
-    for entry in std::fs::read_dir(logs.path())? {
-        // client, transaction, latency in microseconds, …
-        let text = std::fs::read_to_string(entry?.path())?;
-        latencies.extend(text.lines().filter_map(|line| line.split(' ').nth(2)?.parse::<f64>().ok()));
-    }
-    latencies.sort_by(f64::total_cmp);
-    let at =
-        |share: f64| latencies.get((latencies.len() as f64 * share) as usize).copied().unwrap_or(f64::NAN);
-    Ok(Run { tps: tps.context("pgbench gave no tps")?, p50_us: at(0.5), p99_us: at(0.99) })
+    peer::settings_of(port, SETTINGS).await
 }

@@ -1,8 +1,8 @@
 //! What the clients do: `pgbench -S` in its three modes, and one large COPY.
 
 use super::peers::Side;
-use anyhow::{Context, ensure};
-use quorate_integration::{binaries, driver};
+use anyhow::ensure;
+use quorate_integration::{binaries, driver, pgbench};
 use std::time::{Duration, Instant};
 use tokio::process::Command;
 
@@ -38,51 +38,16 @@ pub struct Run {
     pub cpu_us: f64,
 }
 
-pub async fn fill(url: &str, scale: u32) -> anyhow::Result<()> {
-    let mut command = pgbench()?;
-    command.args(["-i", "-q", "-s", &scale.to_string(), url]);
-    let said = driver::run(command, "", LIMIT).await?;
-    ensure!(said.success, "pgbench -i: {}", said.err);
-    Ok(())
-}
-
-/// Without TLS, which none of the others offers.
-fn pgbench() -> anyhow::Result<Command> {
-    let mut command = Command::new(binaries::postgres("pgbench")?);
-    command.env("PGSSLMODE", "disable");
-    Ok(command)
-}
-
 pub async fn run(side: &Side, mode: Mode, clients: usize, seconds: u64) -> anyhow::Result<Run> {
-    let logs = tempfile::tempdir()?;
-    let mut command = pgbench()?;
-    let (count, jobs) = (clients.to_string(), clients.min(2).to_string());
-    command.args(["-n", "-S", "-M", mode.name(), "-c", &count, "-j", &jobs, "-T", &seconds.to_string()]);
-    command.args(["-l", "--sampling-rate", "0.1", &side.url]).current_dir(logs.path());
     let before = side.cpu()?;
-    let said = driver::run(command, "", LIMIT).await?;
+    let words = ["-S", "-M", mode.name(), "--sampling-rate", "0.1"];
+    let run = pgbench::run(&side.url, &words, clients, seconds).await?;
     let cpu = side.cpu()?.saturating_sub(before);
-    ensure!(said.success, "pgbench: {}{}", said.out, said.err);
-    let number = |name: &str| {
-        said.out
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.trim().split(' ').next()?.parse::<f64>().ok())
-    };
-    let done = number("number of transactions actually processed:").context("pgbench gave no number")?;
-    let mut latencies = Vec::new();
-    for entry in std::fs::read_dir(logs.path())? {
-        // client, transaction, latency in microseconds, …
-        let text = std::fs::read_to_string(entry?.path())?;
-        latencies.extend(text.lines().filter_map(|line| line.split(' ').nth(2)?.parse::<f64>().ok()));
-    }
-    latencies.sort_by(f64::total_cmp);
-    let at =
-        |share: f64| latencies.get((latencies.len() as f64 * share) as usize).copied().unwrap_or(f64::NAN);
     Ok(Run {
-        tps: number("tps =").context("pgbench gave no tps")?,
-        p50_us: at(0.5),
-        p99_us: at(0.99),
-        cpu_us: cpu.as_micros() as f64 / done.max(1.0),
+        tps: run.tps,
+        p50_us: run.p50_us,
+        p99_us: run.p99_us,
+        cpu_us: cpu.as_micros() as f64 / run.transactions.max(1.0),
     })
 }
 

@@ -11,7 +11,7 @@ use load::{Mode, Run};
 use peers::{Proxies, Side};
 use quorate_integration::cluster::HEAL_LIMIT;
 use quorate_integration::peer::PlainCluster;
-use quorate_integration::{Cluster, DEMO_DATABASE, Options, document};
+use quorate_integration::{Cluster, DEMO_DATABASE, Options, document, pgbench};
 use report::{Report, Sample};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -52,8 +52,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let settings = peers::settings_of(&primary.app()).await?;
     let plain = PlainCluster::start(&settings).await.context("starting plain PostgreSQL")?;
     let proxies = Proxies::start(&plain).await.context("starting the other proxies")?;
-    load::fill(&plain.url(), args.scale).await?;
-    load::fill(&primary.app().url(), args.scale).await?;
+    pgbench::fill(&plain.url(), args.scale).await?;
+    pgbench::fill(&primary.app().url(), args.scale).await?;
 
     let mut sides = vec![Side::new("no proxy", plain.url(), &[])];
     sides.extend(proxies.sides());

@@ -2,7 +2,7 @@
 
 use super::load::Mode;
 use anyhow::Context;
-use quorate_integration::peer::PlainCluster;
+use quorate_integration::peer::{self, PlainCluster};
 use quorate_integration::{Endpoint, binaries, document, ports, process, wait};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -60,11 +60,7 @@ fn cpu_of(pid: u32) -> anyhow::Result<Duration> {
 }
 
 pub async fn settings_of(port: &Endpoint) -> anyhow::Result<Vec<(String, String)>> {
-    let names: Vec<String> = SETTINGS.iter().map(|name| format!("'{name}'")).collect();
-    let sql = format!("SELECT name, setting FROM pg_settings WHERE name IN ({})", names.join(", "));
-    let rows = port.session().await?.rows(&sql).await?;
-    let mut settings: Vec<(String, String)> =
-        rows.into_iter().filter_map(|row| Some((row.first()?.clone()?, row.get(1)?.clone()?))).collect();
+    let mut settings = peer::settings_of(port, &SETTINGS).await?;
     // Of the clients themselves, and of the pools of those who keep their connections.
     settings.push(("max_connections".to_owned(), "400".to_owned()));
     Ok(settings)
