@@ -2,7 +2,7 @@
 
 use super::host::{Failed, Host, Parts, PrimaryTunnels, PromiseStore};
 use super::promise::PromiseFile;
-use crate::instance::{Instance, Limits, OsUser, Paths, Postgres};
+use crate::instance::{ASIDE, Instance, Limits, OsUser, Paths, Postgres};
 use crate::tunnel::{Downstream, Upstreams};
 use quorate_model::{DatabaseId, Epoch, ReplicaId};
 use quorate_transport::{Peers, StreamKind};
@@ -62,10 +62,7 @@ impl Host for PostgresHost {
     fn found(&self) -> Vec<ReplicaId> {
         // A directory that cannot be read now is looked at again at the next change of the map.
         let Ok(entries) = std::fs::read_dir(&self.config.replicas_dir) else { return Vec::new() };
-        entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str().and_then(ReplicaId::from_standby_name))
-            .collect()
+        entries.flatten().filter_map(|entry| entry.file_name().to_str().and_then(replica_of)).collect()
     }
 
     fn upstreams(&self) -> Arc<dyn PrimaryTunnels> {
@@ -73,8 +70,29 @@ impl Host for PostgresHost {
     }
 }
 
+/// Whose directory that is: its own, or what a daemon left that was lost while it deleted one.
+fn replica_of(directory: &str) -> Option<ReplicaId> {
+    let own = directory.strip_suffix(ASIDE).and_then(|own| own.strip_suffix('.')).unwrap_or(directory);
+    ReplicaId::from_standby_name(own)
+}
+
 impl PromiseStore for PromiseFile {
     fn write(&self, epoch: Epoch) -> io::Result<()> {
         PromiseFile::write(self, epoch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A node was lost in the middle of deleting a copy, and what was left of it stayed for ever.
+    #[test]
+    fn what_was_moved_aside_is_found_too() {
+        assert_eq!(replica_of("r7"), Some(ReplicaId(7)));
+        assert_eq!(replica_of("r40.dropped"), Some(ReplicaId(40)));
+        for other in ["", "x", "r", "r7x", "r7.other", ".dropped", "r7dropped"] {
+            assert_eq!(replica_of(other), None, "{other}");
+        }
     }
 }

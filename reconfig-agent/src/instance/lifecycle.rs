@@ -14,6 +14,8 @@ use std::time::Duration;
 /// Replaying the log after a crash takes its time; a caller that cannot wait drops the future, and the instance
 /// goes on starting.
 pub const START_DEADLINE: Duration = Duration::from_secs(300);
+/// What a directory's name ends with from when it is no replica's any more until it is deleted.
+pub const ASIDE: &str = "dropped";
 const DESTROY_STOP_DEADLINE: Duration = Duration::from_secs(2);
 const QUICK: Duration = Duration::from_secs(5);
 
@@ -55,7 +57,7 @@ impl Instance {
         blocking("deleting the replica", move || {
             orphan::clear(&paths)?;
             // Aside first: a half-deleted directory is never taken for a replica.
-            let aside = paths.root.with_extension("dropped");
+            let aside = paths.root.with_extension(ASIDE);
             files::remove_tree(&aside)?;
             if paths.root.exists() {
                 files::remove_durably(&paths.complete)?;

@@ -45,6 +45,7 @@ pub mod wal;
 
 pub use bootstrap::Bootstrap;
 pub use error::InstanceError;
+pub use lifecycle::ASIDE;
 pub use limits::Limits;
 pub use locate::{LocateError, Postgres};
 pub use observe::{Progress, StandbyRow};
