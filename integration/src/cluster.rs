@@ -469,3 +469,19 @@ fn port(address: &str) -> anyhow::Result<u16> {
     ensure!(host == "127.0.0.1", "{address:?} is not on 127.0.0.1");
     port.parse().with_context(|| format!("{address:?} has no port number"))
 }
+
+/// Changes one number in a node's configuration.
+pub fn set_number(text: &str, name: &str, value: u64) -> anyhow::Result<String> {
+    let mut found = false;
+    let lines = text.lines().map(|line| {
+        if line.split('=').next().map(str::trim) == Some(name) {
+            found = true;
+            format!("{name} = {value}")
+        } else {
+            line.to_owned()
+        }
+    });
+    let lines: Vec<String> = lines.collect();
+    ensure!(found, "{name} is not in the configuration:\n{text}");
+    Ok(lines.join("\n") + "\n")
+}

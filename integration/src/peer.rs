@@ -55,6 +55,10 @@ impl PlainCluster {
         format!("postgresql://demo:demo@127.0.0.1:{}/app", self.port)
     }
 
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint::new(self.port, "demo", "demo", "app")
+    }
+
     /// Where its Unix socket is.
     pub fn sockets(&self) -> &Path {
         &self.directory

@@ -31,12 +31,31 @@ pub struct Database {
 }
 
 /// What an operator has chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Options {
     pub reads: Reads,
     pub commits: Commits,
     pub outcomes: Outcomes,
+    pub pool_mode: PoolMode,
+    /// Server connections that the sessions of one node may share, in transaction mode.
+    pub pool_size: u16,
 }
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            reads: Reads::default(),
+            commits: Commits::default(),
+            outcomes: Outcomes::default(),
+            pool_mode: PoolMode::default(),
+            pool_size: DEFAULT_POOL_SIZE,
+        }
+    }
+}
+
+/// As PgBouncer's `default_pool_size`: enough to keep several processors busy, and four nodes of it are less than an
+/// instance has connections.
+pub const DEFAULT_POOL_SIZE: u16 = 20;
 
 impl Options {
     pub fn set(&mut self, option: DatabaseOption) {
@@ -44,6 +63,8 @@ impl Options {
             DatabaseOption::Reads(reads) => self.reads = reads,
             DatabaseOption::Commits(commits) => self.commits = commits,
             DatabaseOption::Outcomes(outcomes) => self.outcomes = outcomes,
+            DatabaseOption::PoolMode(mode) => self.pool_mode = mode,
+            DatabaseOption::PoolSize(size) => self.pool_size = size,
         }
     }
 }
@@ -116,12 +137,38 @@ impl Outcomes {
     }
 }
 
+/// For how long a client has a server connection of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum PoolMode {
+    /// As long as it is connected.
+    #[default]
+    Session,
+    /// For a transaction; and on, while the server holds something of the session that cannot be made elsewhere.
+    Transaction,
+}
+
+impl PoolMode {
+    pub fn name(self) -> &'static str {
+        match self {
+            PoolMode::Session => "session",
+            PoolMode::Transaction => "transaction",
+        }
+    }
+
+    pub fn named(name: &str) -> Option<PoolMode> {
+        [PoolMode::Session, PoolMode::Transaction].into_iter().find(|m| m.name() == name)
+    }
+}
+
 /// What an operator may choose for a database at any time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum DatabaseOption {
     Reads(Reads),
     Commits(Commits),
     Outcomes(Outcomes),
+    PoolMode(PoolMode),
+    /// At least 1.
+    PoolSize(u16),
 }
 
 impl std::fmt::Display for DatabaseOption {
@@ -130,6 +177,8 @@ impl std::fmt::Display for DatabaseOption {
             DatabaseOption::Reads(reads) => write!(f, "reads = {}", reads.name()),
             DatabaseOption::Commits(commits) => write!(f, "commits = {}", commits.name()),
             DatabaseOption::Outcomes(outcomes) => write!(f, "outcomes = {}", outcomes.name()),
+            DatabaseOption::PoolMode(mode) => write!(f, "pool_mode = {}", mode.name()),
+            DatabaseOption::PoolSize(size) => write!(f, "pool_size = {size}"),
         }
     }
 }

@@ -26,7 +26,8 @@ pub use allow::{AllowError, AllowList};
 pub use command::{Applied, Change, Command, Refusal};
 pub use configuration::Configuration;
 pub use database::{
-    Commits, Database, DatabaseOption, Options, Outcomes, Phase, Reads, Replica, ReplicaState,
+    Commits, DEFAULT_POOL_SIZE, Database, DatabaseOption, Options, Outcomes, Phase, PoolMode, Reads, Replica,
+    ReplicaState,
 };
 pub use epoch::Epoch;
 pub use event::{Event, EventKind, StepTime};

@@ -106,6 +106,8 @@ pub struct Limits {
     pub max_sessions_per_server: u32,
     /// Sessions of one logical server that may begin in a second on this node.
     pub max_logins_per_second_per_server: u32,
+    /// Server connections that the clients of databases in transaction mode share, of all databases on this node.
+    pub max_pooled_connections: u32,
     /// Connections of one instance.
     pub max_connections: u32,
     /// Shared buffers of one instance, MiB.
@@ -117,9 +119,10 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            max_sessions: 5_000,
-            max_sessions_per_server: 1_000,
+            max_sessions: 20_000,
+            max_sessions_per_server: 10_000,
             max_logins_per_second_per_server: 1_000,
+            max_pooled_connections: 1_000,
             max_connections: 120,
             shared_buffers_mib: 64,
             workers: 0,
@@ -192,6 +195,7 @@ impl Config {
             l.max_logins_per_second_per_server >= 1,
             "limits.max_logins_per_second_per_server: must be 1 or more",
         );
+        require(l.max_pooled_connections >= 1, "limits.max_pooled_connections: must be 1 or more");
         require(l.max_connections >= 20, "limits.max_connections: must be 20 or more");
         require(l.shared_buffers_mib >= 1, "limits.shared_buffers_mib: must be 1 or more");
         faults

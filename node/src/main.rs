@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use quorate_node::{app, config, demo, telemetry};
+use rustix::process::{Resource, Rlimit};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -34,6 +35,7 @@ const BAD_CONFIG: u8 = 78;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     telemetry::init();
+    allow_descriptors();
     let outcome = match cli.command {
         Command::Node { config } => match config::Config::load(&config) {
             Ok(config) => on(tokio::runtime::Builder::new_multi_thread(), app::run(config)),
@@ -45,6 +47,15 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, 1),
+    }
+}
+
+/// As many descriptors as this process may have: each client is one.
+fn allow_descriptors() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, wanted) {
+        tracing::warn!(%error, "the limit of open descriptors could not be raised");
     }
 }
 

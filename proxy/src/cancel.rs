@@ -106,6 +106,13 @@ impl Cancels {
             .filter(|known| same(&known.tail, tail))
             .map(|known| Arc::clone(&known.slot));
         let Some(slot) = known else { return false };
+        // Looked at before the session is held up: cancels that come all the time must not keep it from going on. One at a
+        // time is enough, because the session begins nothing new meanwhile.
+        if !slot.activity().is_busy() || slot.is_cancelling() {
+            return true;
+        }
+        // A session that shares its servers keeps this one until the cancel has found out what it is for.
+        let _keeps_server = slot.cancelling();
         let Some(backend) = slot.backend().filter(|_| slot.activity().is_busy()) else { return true };
         if backend.node == self.peers.me() {
             if let Some(gate) = self.gates.find(backend.database) {

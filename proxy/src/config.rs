@@ -19,6 +19,8 @@ pub struct ProxyConfig {
     pub max_held_bytes: usize,
     /// How many sessions of one logical server may begin in a second on this node.
     pub logins_per_second: u32,
+    /// Server connections that clients of databases in transaction mode share, on this node.
+    pub max_pooled: usize,
     /// Without it, TLS is not offered.
     pub tls: Option<Arc<ClientTls>>,
 }
@@ -33,6 +35,7 @@ impl ProxyConfig {
             hold: Duration::from_secs(30),
             max_held_bytes: 256 * 1024 * 1024,
             logins_per_second: 1_000,
+            max_pooled: 1_000,
             tls: None,
         }
     }
@@ -57,6 +60,8 @@ pub const LAST_WORD: Duration = Duration::from_millis(200);
 /// How long a session is quiet before its server is asked what it holds: drivers that set several things one after the
 /// other are asked for once.
 pub const INQUIRE_AFTER: Duration = Duration::from_millis(20);
+/// How long a client waits for a server connection before it is told that it does.
+pub const TELL_WAIT_AFTER: Duration = Duration::from_secs(5);
 /// One tenant may have this part of the clients that wait on a node.
 pub const HOLD_PARTS: usize = 4;
 /// Pause before the same place is tried again.

@@ -21,6 +21,7 @@ mod config;
 mod gate;
 pub mod guard;
 mod listener;
+mod pool;
 mod relay;
 pub mod route;
 mod rpc;
@@ -35,5 +36,6 @@ pub use gate::{
     BootTime, Commits, Door, Evidence, Gate, Gates, NotOpen, Parked, Pass, Reads, Slot, boot_time,
 };
 pub use listener::Proxy;
+pub use pool::PoolRow;
 pub use session::outcome::LOST_ANSWERS;
 pub use tls::{ALPN, ClientTls, TlsError};

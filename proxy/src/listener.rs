@@ -5,13 +5,14 @@ use crate::config::{KEEPALIVE_AFTER, KEEPALIVE_EVERY, MAX_LOGINS, ProxyConfig, S
 use crate::gate::Gates;
 use crate::gate::audit;
 use crate::gate::serve::GateServer;
+use crate::pool::{PoolRow, SWEEP_EVERY, set_worker};
 use crate::rpc::ProxyService;
 use crate::session::hello::end;
 use crate::session::login::serve;
 use crate::session::shared::Shared;
 use crate::stream::Stream;
 use crate::wire::reply::ErrorReply;
-use quorate_model::PartitionMap;
+use quorate_model::{DatabaseId, PartitionMap};
 use quorate_throttle::Admission;
 use quorate_transport::{Peers, Service, StreamKind};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -70,6 +71,7 @@ impl Proxy {
             let shared = Arc::clone(&shared);
             let thread = std::thread::Builder::new().name(format!("proxy-{number}"));
             threads.push(thread.spawn(move || {
+                set_worker(number);
                 runtime.block_on(work(shared, listener, number == 0));
                 runtime.shutdown_background();
             })?);
@@ -86,6 +88,19 @@ impl Proxy {
     /// Clients with a session on this node.
     pub fn sessions(&self) -> usize {
         self.shared.routes.sessions()
+    }
+
+    /// The pools of databases in transaction mode, on this node; and why sessions of each keep a server.
+    pub fn pools(&self) -> (Vec<PoolRow>, Vec<(DatabaseId, Box<str>)>) {
+        self.pools_teller()()
+    }
+
+    /// What tells [`Proxy::pools`] at any time.
+    pub fn pools_teller(
+        &self,
+    ) -> impl Fn() -> (Vec<PoolRow>, Vec<(DatabaseId, Box<str>)>) + Send + Sync + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || (shared.pools.rows(), shared.routes.pinned())
     }
 
     /// Waits for the workers; only after the token was cancelled does that end. Blocks.
@@ -114,6 +129,14 @@ async fn work(shared: Arc<Shared>, listener: std::net::TcpListener, is_first: bo
         let (routes, map, stop) = (Arc::clone(&shared.routes), shared.map.clone(), shared.stop.clone());
         tokio::spawn(audit::run(Arc::clone(&shared.gates), map.clone(), stop.clone()));
         tokio::spawn(async move { routes.run(map, stop).await });
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(SWEEP_EVERY).await;
+                let map = Arc::clone(&shared.map.borrow());
+                shared.pools.sweep(&map);
+            }
+        });
     }
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,

@@ -15,8 +15,8 @@ use tokio::time::Instant;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Question {
-    /// What a login role of that database is checked against.
-    Role { database: DatabaseId, role: String },
+    /// What a login role of that database, which has this name in its instance, is checked against.
+    Role { database: DatabaseId, role: String, name: String },
     /// A client asked another node to cancel a session that entered here.
     Cancel { pid: i32, secret: Vec<u8> },
     /// Cancel what a backend here is doing.
@@ -89,8 +89,8 @@ async fn ask(gate: &Gate, passing: Passing, question: Question) -> Result<Reply,
         "the server does not answer".to_owned()
     };
     match question {
-        Question::Role { role, .. } => {
-            gate.control.role(generation, &socket, &role).await.map(Reply::Role).map_err(silent)
+        Question::Role { role, name, .. } => {
+            gate.control.role(generation, &socket, &role, &name).await.map(Reply::Role).map_err(silent)
         }
         Question::Fate { epoch, .. } if open.reign() < epoch.reign() => {
             Err("the gate is open in an older epoch only".to_owned())

@@ -35,6 +35,21 @@ impl TryFrom<tokio::net::UnixStream> for LocalStream {
     }
 }
 
+impl LocalStream {
+    /// The same, of the runtime that this is called in.
+    pub fn moved(self) -> io::Result<LocalStream> {
+        let stream = watch(self.stream.into_inner(), Interest::READABLE)?;
+        Ok(LocalStream { stream, writable: None, calm_writes: 0 })
+    }
+
+    /// Whether there is nothing to be read, not even an end. Asked of the kernel.
+    pub fn is_silent(&self) -> bool {
+        use rustix::net::{RecvFlags, recv};
+        let peeked = recv(self.stream.get_ref(), &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        matches!(peeked, Err(rustix::io::Errno::WOULDBLOCK))
+    }
+}
+
 fn watch(stream: UnixStream, interest: Interest) -> io::Result<AsyncFd<UnixStream>> {
     // SAFETY: a UnixStream owns its descriptor, which is open and the same until it is dropped, and here it is never taken
     // out of the AsyncFd nor replaced.

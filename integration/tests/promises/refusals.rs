@@ -3,6 +3,7 @@
 
 use anyhow::{Context, ensure};
 use quorate_integration::cluster::HEAL_LIMIT;
+use quorate_integration::cluster::set_number as set;
 use quorate_integration::sql::expect_sqlstate;
 use quorate_integration::{Cluster, DEMO_DATABASE, Options, nemesis, wait, with_cluster};
 use std::time::{Duration, Instant};
@@ -27,22 +28,6 @@ fn a_full_node_and_a_stopped_database_say_so() {
         full_node(cluster).await.context("a full node")?;
         stopped_database(cluster).await.context("a stopped database")
     });
-}
-
-/// Changes one number in a node's configuration.
-fn set(text: &str, name: &str, value: u64) -> anyhow::Result<String> {
-    let mut found = false;
-    let lines = text.lines().map(|line| {
-        if line.split('=').next().map(str::trim) == Some(name) {
-            found = true;
-            format!("{name} = {value}")
-        } else {
-            line.to_owned()
-        }
-    });
-    let lines: Vec<String> = lines.collect();
-    ensure!(found, "{name} is not in the configuration:\n{text}");
-    Ok(lines.join("\n") + "\n")
 }
 
 async fn full_node(cluster: &Cluster) -> anyhow::Result<()> {

@@ -1,7 +1,7 @@
 //! What the admin port needs of the daemon around it, and nothing more: so that every order can be tried against
 //! a made-up cluster.
 
-use quorate_model::{Applied, Command, NodeId, PartitionMap, Refusal, ReplicaReport};
+use quorate_model::{Applied, Command, DatabaseId, NodeId, PartitionMap, Refusal, ReplicaReport};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -20,6 +20,8 @@ pub trait AdminContext: Send + Sync + 'static {
     /// What every node that answers within a short deadline says of its replicas.
     async fn reports(&self) -> Vec<ReplicaReport>;
     fn ring(&self) -> Vec<RingRow>;
+    /// The pools of databases in transaction mode, as the clients of this node use them.
+    fn pools(&self) -> Vec<PoolView>;
     /// Nodes that a new replica may be put on: registered, and not suspected.
     fn usable_nodes(&self) -> BTreeSet<NodeId>;
     /// "leader", "follower", "learner" or "unknown".
@@ -48,6 +50,21 @@ pub enum ProposeError {
     Unknown,
     #[error("{0}")]
     Unavailable(String),
+}
+
+/// One database's pool on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolView {
+    pub database: DatabaseId,
+    pub size: usize,
+    /// Server connections that a client has.
+    pub used: usize,
+    pub idle: usize,
+    /// Clients that wait for one, and how long the first has.
+    pub waiting: usize,
+    pub longest_ms: u64,
+    /// Why clients keep theirs between transactions, one entry for each that does.
+    pub pinned: Vec<String>,
 }
 
 /// One node's place in the ring, as this node sees it.

@@ -54,6 +54,7 @@ pub struct Plan {
     pub max_sessions_node: u32,
     pub max_sessions_server: u32,
     pub logins_per_second: u32,
+    pub max_pooled: usize,
     pub workers: usize,
     pub client_tls: Option<Arc<ClientTls>>,
 }
@@ -121,6 +122,7 @@ pub async fn start(plan: Plan, stop: CancellationToken) -> anyhow::Result<App> {
             workers: plan.workers,
             hold: plan.hold,
             logins_per_second: plan.logins_per_second,
+            max_pooled: plan.max_pooled,
             ..ProxyConfig::new(node, plan.client_listen)
         },
         map.watch(),
@@ -129,7 +131,8 @@ pub async fn start(plan: Plan, stop: CancellationToken) -> anyhow::Result<App> {
         admission,
         stop.clone(),
     )?;
-    let operator = Arc::new(Operator { node, map: map.clone(), ring, peers });
+    let operator =
+        Arc::new(Operator { node, map: map.clone(), ring, peers, pools: Box::new(proxy.pools_teller()) });
     Ok(App { operator, agent_done: transport_stop, map, agent, _proxy: proxy })
 }
 

@@ -1,8 +1,9 @@
 //! What the admin port sees of the daemon.
 
-use crate::admin::context::{AdminContext, ProposeError, RingRow};
-use quorate_model::{Applied, Command, NodeId, PartitionMap, ReplicaReport};
+use crate::admin::context::{AdminContext, PoolView, ProposeError, RingRow};
+use quorate_model::{Applied, Command, DatabaseId, NodeId, PartitionMap, ReplicaReport};
 use quorate_partition_map::{MapError, MapHandle};
+use quorate_proxy::PoolRow;
 use quorate_reconfig_agent::agent::{Request, collect_reports};
 use quorate_reconfig_agent::coordinator::failpoint;
 use quorate_ring::Ring;
@@ -21,7 +22,11 @@ pub struct Operator {
     pub map: MapHandle,
     pub ring: Ring,
     pub peers: Arc<Peers>,
+    pub pools: PoolsTeller,
 }
+
+/// Tells the pools of this node's proxy, and why sessions of each database keep a server.
+pub type PoolsTeller = Box<dyn Fn() -> (Vec<PoolRow>, Vec<(DatabaseId, Box<str>)>) + Send + Sync>;
 
 fn to_admin(error: MapError) -> ProposeError {
     match error {
@@ -72,6 +77,24 @@ impl AdminContext for Operator {
                 reported_by: m.reported_by,
             })
             .collect()
+    }
+
+    fn pools(&self) -> Vec<PoolView> {
+        let (rows, pinned) = (self.pools)();
+        let view = |row: PoolRow| PoolView {
+            database: row.database,
+            size: row.size,
+            used: row.used,
+            idle: row.idle,
+            waiting: row.waiting,
+            longest_ms: u64::try_from(row.longest.as_millis()).unwrap_or(u64::MAX),
+            pinned: pinned
+                .iter()
+                .filter(|(id, _)| *id == row.database)
+                .map(|(_, why)| why.to_string())
+                .collect(),
+        };
+        rows.into_iter().map(view).collect()
     }
 
     fn usable_nodes(&self) -> BTreeSet<NodeId> {

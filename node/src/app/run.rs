@@ -126,6 +126,7 @@ fn plan(config: &Config) -> anyhow::Result<Plan> {
         max_sessions_node: config.limits.max_sessions,
         max_sessions_server: config.limits.max_sessions_per_server,
         logins_per_second: config.limits.max_logins_per_second_per_server,
+        max_pooled: config.limits.max_pooled_connections as usize,
         workers: if config.limits.workers == 0 { cores } else { config.limits.workers },
         client_tls: Some(client_tls(&config.tls_dir)?),
     })

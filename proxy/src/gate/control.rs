@@ -28,6 +28,9 @@ pub struct RoleRecord {
     pub password: Option<String>,
     /// `rolvaliduntil` is over.
     pub expired: bool,
+    pub may_log_in: bool,
+    /// To the database that was asked for.
+    pub may_connect: bool,
 }
 
 impl std::fmt::Debug for RoleRecord {
@@ -150,13 +153,18 @@ impl Control {
         generation: u64,
         socket: &Path,
         role: &str,
+        database: &str,
     ) -> Result<Option<RoleRecord>, NoAnswer> {
-        const SQL: &str =
-            "SELECT rolpassword, coalesce(rolvaliduntil < now(), false) FROM pg_authid WHERE rolname = $1";
+        // A database that is not there is for Postgres to tell.
+        const SQL: &str = "SELECT rolpassword, coalesce(rolvaliduntil < now(), false), rolcanlogin, \
+            coalesce((SELECT has_database_privilege(r.oid, d.oid, 'CONNECT') FROM pg_database d WHERE datname = $2), true) \
+            FROM pg_authid r WHERE rolname = $1";
         self.ask(generation, socket, async |client| {
-            let rows = client.query_typed(SQL, &[(&role, Type::TEXT)]).await?;
+            let rows = client.query_typed(SQL, &[(&role, Type::TEXT), (&database, Type::TEXT)]).await?;
             let Some(row) = rows.first() else { return Ok(None) };
-            Ok(Some(RoleRecord { password: row.try_get(0)?, expired: row.try_get(1)? }))
+            let (password, expired) = (row.try_get(0)?, row.try_get(1)?);
+            let (may_log_in, may_connect) = (row.try_get(2)?, row.try_get(3)?);
+            Ok(Some(RoleRecord { password, expired, may_log_in, may_connect }))
         })
         .await
     }

@@ -328,6 +328,27 @@ impl Gate {
         }
     }
 
+    /// Takes in a session whose server was made while that generation passed, if it still does.
+    pub fn enter_again(self: &Arc<Self>, slot: &Arc<Slot>, generation: u64) -> Option<Pass> {
+        let mut inner = locked(&self.inner);
+        if inner.state != State::Open || inner.generation != generation {
+            return None;
+        }
+        Some(self.take_in(&mut inner, slot))
+    }
+
+    fn take_in(self: &Arc<Self>, inner: &mut Inner, slot: &Arc<Slot>) -> Pass {
+        inner.next_session += 1;
+        let session = inner.next_session;
+        inner.sessions.insert(session, Arc::clone(slot));
+        Pass::new(Arc::clone(self), Arc::clone(slot), inner.generation, session)
+    }
+
+    /// Whether that is still the run of the Postgres behind the gate.
+    pub fn is_generation(&self, generation: u64) -> bool {
+        locked(&self.inner).generation == generation
+    }
+
     fn try_enter(self: &Arc<Self>, slot: &Arc<Slot>, epoch: Epoch) -> Result<(Pass, PathBuf), NotOpen> {
         let mut inner = locked(&self.inner);
         match inner.state {
@@ -338,10 +359,7 @@ impl Gate {
             State::Closed => return Err(NotOpen("the gate is closed".to_owned())),
             State::Held | State::Parking => return Err(NotOpen("the gate is held".to_owned())),
         }
-        inner.next_session += 1;
-        let session = inner.next_session;
-        inner.sessions.insert(session, Arc::clone(slot));
-        let pass = Pass::new(Arc::clone(self), Arc::clone(slot), inner.generation, session);
+        let pass = self.take_in(&mut inner, slot);
         Ok((pass, inner.socket.clone()))
     }
 

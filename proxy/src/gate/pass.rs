@@ -42,6 +42,11 @@ impl Pass {
         &self.gate
     }
 
+    /// The run of the Postgres behind the gate that this is for.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// Whether requests may go in.
     #[inline]
     pub fn may_enter(&self) -> bool {

@@ -26,6 +26,8 @@ pub struct Slot {
     /// Cancel requests that are on their way to the backend.
     cancelling: AtomicU32,
     backend: Mutex<Option<Backend>>,
+    /// Why the session keeps its server although it shares them.
+    pinned: Mutex<Option<Box<str>>>,
 }
 
 /// A moment of a session's work.
@@ -89,6 +91,14 @@ impl Slot {
 
     pub fn set_backend(&self, backend: Option<Backend>) {
         *locked(&self.backend) = backend;
+    }
+
+    pub fn set_pinned(&self, why: Option<String>) {
+        *locked(&self.pinned) = why.map(String::into_boxed_str);
+    }
+
+    pub fn pinned(&self) -> Option<Box<str>> {
+        locked(&self.pinned).clone()
     }
 
     pub fn backend(&self) -> Option<Backend> {

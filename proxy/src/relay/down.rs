@@ -38,6 +38,9 @@ impl Relay {
             if self.parking && self.may_leave() && self.stop_down.is_none() {
                 return Step::Event(Event::Parked);
             }
+            if self.stop_down.is_none() && self.may_release() {
+                return Step::Event(Event::Idle);
+            }
             if let Some(event) = self.stop_down.take() {
                 return Step::Event(event);
             }
@@ -50,7 +53,8 @@ impl Relay {
                 if until > self.down.judged() {
                     self.judge_down();
                 }
-                if self.down.has_unsent() || self.stop_down.is_some() {
+                // When all was for us, the session may be free to go now.
+                if self.down.has_unsent() || self.stop_down.is_some() || !self.down.has_unjudged() {
                     continue;
                 }
             }
@@ -110,8 +114,11 @@ impl Relay {
                 }
                 Front::Whole(header) => match header.tag {
                     b'1' if !self.is_dropping() => {
-                        self.tracker.parse_complete();
-                        self.down.pass(header.total);
+                        if self.parse_complete() {
+                            self.down.pass(header.total);
+                        } else {
+                            self.down.remove(header.total);
+                        }
                     }
                     // Rows, and what frames them: the bulk of all messages.
                     b'D' | b'T' | b'd' | b'2' | b'n' | b't' | b'3' | b's' | b'I' if !self.is_dropping() => {
@@ -141,6 +148,15 @@ impl Relay {
                 }
             }
         }
+    }
+
+    /// False: it answers a Parse of ours.
+    #[inline]
+    fn parse_complete(&mut self) -> bool {
+        if let Some(naming) = &mut self.naming {
+            naming.parse_complete(self.tracker.kept().parses_answered());
+        }
+        self.tracker.parse_complete()
     }
 
     #[inline]
@@ -205,9 +221,19 @@ impl Relay {
             }
         }
         match header.tag {
-            b'Z' => self.tracker.ready(body.first().copied().unwrap_or(b'I')),
-            b'C' => self.tracker.complete(body),
-            b'1' => self.tracker.parse_complete(),
+            b'Z' => {
+                self.tracker.ready(body.first().copied().unwrap_or(b'I'));
+                if let Some(naming) = &mut self.naming {
+                    naming.synced(self.tracker.kept().parses_answered());
+                }
+            }
+            b'C' => {
+                self.tracker.complete(body);
+                if let Some(naming) = &mut self.naming {
+                    naming.complete(body.strip_suffix(b"\0").unwrap_or(body));
+                }
+            }
+            b'1' => drop(self.parse_complete()),
             b'G' => self.tracker.copy_in_response(),
             b'K' if let Some((pid, secret)) = backend_key(body) => self.note_backend(pid, secret),
             _ if self.role != Role::Entry => {}

@@ -22,6 +22,7 @@ use crate::wire::control::Control;
 use crate::wire::egress::Egress;
 use crate::wire::inquiry::Inquiry;
 use crate::wire::lane::Lane;
+use crate::wire::naming::Naming;
 use crate::wire::tracker::Tracker;
 pub use abort::Abort;
 use quorate_model::{DatabaseId, NodeId};
@@ -60,6 +61,8 @@ pub enum Event {
     Barrier,
     /// The gate parks and the session is between transactions.
     Parked,
+    /// The session shares servers, and needs the one it has no longer.
+    Idle,
     /// There is no server and the client has a request.
     Request,
 }
@@ -140,8 +143,16 @@ pub struct Relay {
     pub fatal_sent: bool,
     /// What was sent may have turned off what the guard relies on: ends of transactions wait for evidence.
     pub unguarded: bool,
+    /// As its startup packet left that: true of every session that shares its servers.
+    pub unguarded_from_start: bool,
     /// The server is asked for the transaction that is about to commit. Only next to the client.
     pub outcomes: bool,
+    /// The session shares its servers with others: what it prepares has other names there.
+    pub naming: Option<Box<Naming>>,
+    /// It was told why the session keeps its server.
+    pinned: bool,
+    /// Requests that had begun when the server was attached.
+    requests_before: u64,
     /// What the server is being asked on the session's behalf.
     inquiry: Option<Box<Inquiry>>,
     /// When it will be asked.
@@ -189,7 +200,11 @@ impl Relay {
             abort: None,
             fatal_sent: false,
             unguarded: false,
+            unguarded_from_start: false,
             outcomes: false,
+            naming: None,
+            pinned: false,
+            requests_before: 0,
             inquiry: None,
             inquire_at: None,
             seen_activity: Activity::new(0, false),
@@ -214,6 +229,7 @@ impl Relay {
         self.parking = false;
         self.paused = false;
         self.sent_up = 0;
+        self.requests_before = self.tracker.requests();
         self.replay = Replay::default();
     }
 
@@ -229,6 +245,12 @@ impl Relay {
         self.holds_end = false;
         self.stop_down = None;
         self.slot.set_backend(None);
+        if let Some(naming) = &mut self.naming {
+            naming.detach();
+        }
+        if std::mem::take(&mut self.pinned) {
+            self.slot.set_pinned(None);
+        }
         if self.replay.bytes.capacity() > IDLE_REPLAY_BYTES {
             self.replay.bytes = Vec::new();
         }

@@ -6,9 +6,15 @@ use crate::wire::header::{HEADER_BYTES, Header, c_string};
 use crate::wire::lane::Front;
 use crate::wire::outcome;
 use crate::wire::tracker::Question;
+use std::cell::RefCell;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::AsyncWrite;
+
+thread_local! {
+    /// The beginning of a message that is renamed.
+    static RENAMED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Messages with a text to be guarded are seen whole if that is possible.
 fn is_read_whole(tag: u8) -> bool {
@@ -219,8 +225,10 @@ impl Relay {
             let message = &self.up.unjudged()[..header.total];
             append_replay(&mut self.replay, message);
         }
-        self.up.pass(header.total);
-        self.sent_up += header.total as u64;
+        if self.naming.is_none() || !self.rename(header, header.total) {
+            self.up.pass(header.total);
+            self.sent_up += header.total as u64;
+        }
         if header.tag == b'X' {
             self.client_ended = true;
             return false;
@@ -263,8 +271,45 @@ impl Relay {
         let has_text =
             matches!(header.tag, b'Q' | b'P' | b'F') || (header.tag == b'B' && self.tracker.watches_binds());
         self.streamed = has_text.then(StreamedText::default);
-        self.up.begin_large(header);
+        let seen = self.up.unjudged().len();
+        if self.naming.is_none() || !self.rename(header, seen) {
+            self.up.begin_large(header);
+        }
         true
+    }
+
+    /// Gives what the client has prepared its name on the server, in a message of which `seen` bytes are there. False: it
+    /// goes as it is. The rest of a large one is still to be judged.
+    #[cold]
+    fn rename(&mut self, header: Header, seen: usize) -> bool {
+        let Some(naming) = &mut self.naming else { return false };
+        if !matches!(header.tag, b'Q' | b'P' | b'B' | b'D' | b'C') {
+            return false;
+        }
+        let whole = seen >= header.total;
+        let sent = self.tracker.kept().parses_sent();
+        // The tracker has counted this one already.
+        let parses = sent.wrapping_sub(u32::from(header.tag == b'P'));
+        RENAMED.with_borrow_mut(|out| {
+            out.clear();
+            let message = &self.up.unjudged()[..seen.min(header.total)];
+            let Some(rewritten) = naming.rewrite(message, whole, parses, out) else { return false };
+            if !whole {
+                self.up.begin_large(header);
+            }
+            self.up.remove(rewritten.head);
+            self.up.insert(out);
+            self.sent_up += out.len() as u64;
+            if whole {
+                let rest = header.total - rewritten.head;
+                self.up.pass(rest);
+                self.sent_up += rest as u64;
+            }
+            if rewritten.parses {
+                self.tracker.prepare_ours(parses);
+            }
+            true
+        })
     }
 
     /// Reads the next bytes of a text too large to be held. False: it must not go on.

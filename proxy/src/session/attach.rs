@@ -81,13 +81,13 @@ impl Shared {
         if let Some(pass) = &server.pass {
             until_vouched(pass, until).await?;
         }
-        slot.set_backend(Some(Backend {
-            node: primary.node,
-            database: target.database,
-            pid: answer.pid,
-            secret: answer.secret,
-        }));
+        self.note_backend(slot, target, primary, answer.pid, answer.secret);
         Ok(Attached { server, primary, answer })
+    }
+
+    /// Cancel requests find the session's server from now on.
+    pub fn note_backend(&self, slot: &Slot, target: &Target, at: Primary, pid: i32, secret: u32) {
+        slot.set_backend(Some(Backend { node: at.node, database: target.database, pid, secret }));
     }
 
     async fn local(

@@ -1,19 +1,23 @@
 //! From a startup packet to a session: where it belongs, whether there is room, who it is, and a server for it.
 
 use super::Session;
+use super::attach::Attached;
 use super::follow::{Denied, Follow};
 use super::hello::{self, Greeting, end, greet};
+use super::pooling::Member;
 use super::shared::Shared;
 use crate::config::{LOGIN_DEADLINE, MAX_SASL_BYTES};
 use crate::gate::boot_time;
 use crate::gate::control::RoleRecord;
 use crate::gate::slot::Slot;
+use crate::pool::Line;
 use crate::relay::{Relay, Role, down};
 use crate::route::{Target, place, route, server_of_host};
 use crate::rpc::{Question, Reply};
 use crate::scram::{Channel, Exchange, MECHANISM, MECHANISM_PLUS, ScramError, Verifier};
 use crate::stream::Stream;
 use crate::wire::header::{HEADER_BYTES, c_string};
+use crate::wire::naming::Naming;
 use crate::wire::reply::{
     AUTHENTICATION_OK, ErrorReply, authentication, backend_key, negotiate_version, parameter_status,
     ready_for_query,
@@ -27,7 +31,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Bytes of the server's nonce, before base64; as PostgreSQL.
 const NONCE_BYTES: usize = 18;
@@ -110,31 +114,102 @@ async fn log_in(
         record = role(shared, &target, until) => record?,
         () = relay.client_gone() => return Err(Refusal::Gone),
     };
+    let refused = record.as_ref().and_then(|record| refused_by_role(record, &target));
     authenticate(relay, &target, record, channel.end_point.as_deref()).await?;
+    if let Some(refused) = refused {
+        return Err(refused.into());
+    }
 
     let until = Instant::now() + shared.config.hold;
     let entry =
         shared.routes.register(target.database, &relay.slot, place(&shared.map.borrow(), target.database));
     let slot = Arc::clone(&relay.slot);
-    let attached = tokio::select! {
-        attached = shared.attach(&slot, &target, &startup.parameters, until) => attached?,
-        () = relay.client_gone() => return Err(Refusal::Gone),
-    };
-    let key = shared.cancels.register(attached.answer.pid, startup.takes_long_secrets(), &slot);
+    let mut member =
+        shared.pools(&target).then(|| Member::new(shared.pools.key(&target, &startup.parameters)));
     let mut out = AUTHENTICATION_OK.to_vec();
-    for (name, value) in &attached.answer.params {
-        relay.params.set(name, value);
+    let welcome = member.as_ref().and_then(|member| member.key.welcome.get()).cloned();
+    let (pid, primary, attached) = if let Some(params) = welcome {
+        // It gets a server when it needs one; which process that will be nobody knows.
+        relay.params = params;
+        let primary = Follow::new(shared, &target, until).primary().await?;
+        ((rand::random::<u32>() >> 1) as i32, primary, None)
+    } else {
+        let attaching = first_server(shared, member.as_mut(), &slot, &target, &startup.parameters, until);
+        let attached = tokio::select! {
+            attached = attaching => attached?,
+            () = relay.client_gone() => return Err(Refusal::Gone),
+        };
+        for (name, value) in &attached.answer.params {
+            relay.params.set(name, value);
+        }
+        if let Some(member) = &member {
+            // Somebody else's may be the first.
+            relay.params = member.key.welcome.get_or_init(|| relay.params.clone()).clone();
+        }
+        out.extend_from_slice(&attached.answer.notices);
+        (attached.answer.pid, attached.primary, Some(attached))
+    };
+    for (name, value) in relay.params.iter() {
         parameter_status(&mut out, name, value);
     }
-    out.extend_from_slice(&attached.answer.notices);
+    let key = shared.cancels.register(pid, startup.takes_long_secrets(), &slot);
     backend_key(&mut out, key.pid, &key.secret);
     out.extend_from_slice(&ready_for_query(b'I'));
     relay.down.insert(&out);
-    relay.down.put_back(&attached.answer.rest);
-    relay.attach(attached.server);
+    if member.is_some() {
+        relay.naming = Some(Box::new(Naming::new(Arc::clone(&shared.pools.statements))));
+        relay.tracker.share_servers();
+    }
+    if let Some(attached) = attached {
+        relay.down.put_back(&attached.answer.rest);
+        relay.attach(attached.server);
+    }
     relay.outcomes = shared.tracks_outcomes(target.database);
     relay.unguarded = crate::guard::hides_warnings(&startup.parameters);
-    Ok(super::Made { target, parameters: startup.parameters, primary: attached.primary, key, entry, permit })
+    relay.unguarded_from_start = relay.unguarded;
+    Ok(super::Made { target, parameters: startup.parameters, primary, key, entry, permit, member })
+}
+
+/// The server that a session begins with. One that shares its servers takes a place for it.
+async fn first_server(
+    shared: &Shared,
+    member: Option<&mut Member>,
+    slot: &Arc<Slot>,
+    target: &Target,
+    parameters: &[(String, String)],
+    until: Instant,
+) -> Result<Attached, Denied> {
+    let Some(member) = member else { return shared.attach(slot, target, parameters, until).await };
+    let full = || {
+        ErrorReply::fatal("53300", "the pool of this database on this node is in use")
+            .hint("Retry later; see SHOW POOLS on the admin port of this node.")
+    };
+    let mut place = match shared.ask_for_place(target, &member.key) {
+        Line::Place(place) => place,
+        Line::Wait(mut waiting) => {
+            let granted = timeout_at(until, waiting.granted()).await;
+            granted.ok().flatten().ok_or_else(full)?
+        }
+        Line::Full => return Err(full().into()),
+    };
+    // What is known of an idle one says nothing of what a server says at its start.
+    drop(place.take_server());
+    let attached = shared.attach(slot, target, parameters, until).await?;
+    member.has(place, attached.answer.pid, attached.answer.secret);
+    Ok(attached)
+}
+
+/// What Postgres would say to the role when it begins a session.
+fn refused_by_role(record: &RoleRecord, target: &Target) -> Option<ErrorReply> {
+    if !record.may_log_in {
+        let message = format!("role \"{}\" is not permitted to log in", target.user);
+        return Some(ErrorReply::fatal("28000", message).hint("ALTER ROLE … LOGIN permits it."));
+    }
+    if !record.may_connect {
+        let message = format!("permission denied for database \"{}\"", target.name);
+        return Some(ErrorReply::fatal("42501", message).detail("User does not have CONNECT privilege."));
+    }
+    None
 }
 
 /// What can be said without asking the database.
@@ -169,7 +244,8 @@ async fn role(shared: &Shared, target: &Target, until: Instant) -> Result<Option
     let mut follow = Follow::new(shared, target, until);
     loop {
         let primary = follow.primary().await?;
-        let question = Question::Role { database: target.database, role: target.user.clone() };
+        let (role, name) = (target.user.clone(), target.name.clone());
+        let question = Question::Role { database: target.database, role, name };
         let reply = tokio::select! {
             reply = shared.ask(primary.node, question) => reply,
             () = follow.moved(primary) => Err("the primary moved".to_owned()),

@@ -11,6 +11,7 @@ pub mod hello;
 pub mod login;
 pub mod outcome;
 pub mod params;
+pub mod pooling;
 pub mod rebuild;
 pub mod shared;
 
@@ -26,6 +27,7 @@ use crate::wire::reply::{ErrorReply, parameter_status};
 use crate::wire::tracker::Loss;
 use attach::Attached;
 use follow::{Denied, Primary};
+use pooling::Member;
 use quorate_throttle::Permit;
 use rebuild::{Failure, rebuild};
 use shared::{RouteEntry, Shared};
@@ -41,6 +43,8 @@ pub struct Made {
     pub key: CancelKey,
     pub entry: RouteEntry,
     pub permit: Permit,
+    /// It shares its servers.
+    pub member: Option<Member>,
 }
 
 pub struct Session {
@@ -50,6 +54,8 @@ pub struct Session {
     parameters: Vec<(String, String)>,
     /// Where its server is, or was last.
     primary: Primary,
+    /// It shares its servers, and has one while it needs it.
+    member: Option<Member>,
     /// Another replica is primary now; until then the gate of the former one may say what it delivered.
     last_word: Option<Instant>,
     // These end with the session.
@@ -75,13 +81,14 @@ pub(crate) fn stopping() -> ErrorReply {
 
 impl Session {
     pub fn new(shared: Arc<Shared>, relay: Relay, made: Made) -> Self {
-        let Made { target, parameters, primary, key, entry, permit } = made;
+        let Made { target, parameters, primary, key, entry, permit, member } = made;
         Session {
             shared,
             relay,
             target,
             parameters,
             primary,
+            member,
             last_word: None,
             _key: key,
             _entry: entry,
@@ -99,7 +106,9 @@ impl Session {
             };
             let next = match event {
                 Event::Signal => self.look().await,
+                Event::Request if self.member.is_some() => self.attach_shared().await,
                 Event::Request => self.attach().await,
+                Event::Idle => self.release(),
                 Event::Barrier => self.barrier().await,
                 Event::Parked => {
                     self.lost_here(End::Released, "the primary is being moved to another node").await
@@ -181,6 +190,9 @@ impl Session {
         let said_all = end == End::Over && rest.is_some();
         let loss = self.relay.tracker.loss(rest.as_deref().unwrap_or_default(), said_all);
         let pass = self.relay.detach().and_then(|server| server.pass);
+        if let Some(member) = &mut self.member {
+            member.place = None;
+        }
         if let (End::Released, Some(pass)) = (end, pass) {
             pass.release();
         }

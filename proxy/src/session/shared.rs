@@ -4,6 +4,7 @@ use crate::cancel::Cancels;
 use crate::config::{CALL_DEADLINE, HOLD_PARTS, ProxyConfig};
 use crate::gate::Gates;
 use crate::gate::slot::{Slot, locked};
+use crate::pool::Pools;
 use crate::route::{Place, place};
 use crate::rpc::{Question, Reply, answer};
 use crate::wire::lane::LANE_BYTES;
@@ -25,6 +26,7 @@ pub struct Shared {
     pub routes: Arc<Routes>,
     pub stop: CancellationToken,
     pub logins: Logins,
+    pub pools: Arc<Pools>,
     holds: Mutex<Holds>,
 }
 
@@ -93,7 +95,9 @@ impl Shared {
     ) -> Arc<Shared> {
         let (routes, holds) = (Arc::default(), Mutex::default());
         let logins = Logins::new(config.logins_per_second);
-        Arc::new(Shared { config, map, peers, gates, admission, cancels, routes, stop, logins, holds })
+        let max_waiting = config.max_held_bytes / LANE_BYTES / HOLD_PARTS;
+        let pools = Pools::new(config.node, config.max_pooled, max_waiting);
+        Arc::new(Shared { config, map, peers, gates, admission, cancels, routes, stop, logins, pools, holds })
     }
 
     /// Asks the gate of a primary, on this node or another one. The error says why there is no answer.
@@ -167,6 +171,14 @@ impl Routes {
 
     fn signal_all(&self) {
         locked(&self.databases).values().flat_map(|r| r.sessions.values()).for_each(|slot| slot.signal());
+    }
+
+    /// Why sessions of each database that share their servers keep one.
+    pub fn pinned(&self) -> Vec<(DatabaseId, Box<str>)> {
+        let databases = locked(&self.databases);
+        let slots =
+            databases.iter().flat_map(|(id, route)| route.sessions.values().map(move |slot| (*id, slot)));
+        slots.filter_map(|(id, slot)| Some((id, slot.pinned()?))).collect()
     }
 
     pub fn sessions(&self) -> usize {

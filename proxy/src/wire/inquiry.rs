@@ -6,6 +6,7 @@
 use super::header::c_string;
 use super::kept::Statements;
 use super::reply::{begin, end, put_c_string};
+use super::statements::Serial;
 use std::collections::BTreeSet;
 
 /// The name of our statement; no driver makes such a one.
@@ -58,8 +59,8 @@ pub enum Heard {
 }
 
 impl Inquiry {
-    /// The question. `names`: settings of the application's own.
-    pub fn question(names: &[Box<[u8]>]) -> Vec<u8> {
+    /// The question. `names`: settings of the application's own; `statements`: whether those of the protocol are asked for.
+    pub fn question(names: &[Box<[u8]>], statements: bool) -> Vec<u8> {
         let mut array = Vec::new();
         for name in names {
             if !array.is_empty() {
@@ -67,6 +68,11 @@ impl Inquiry {
             }
             literal(&mut array, name);
         }
+        let of_statements: &[u8] = if statements {
+            b"UNION ALL SELECT 'n', name, '' FROM pg_catalog.pg_prepared_statements WHERE NOT from_sql "
+        } else {
+            b""
+        };
         let sql = [&b"SELECT 's', name, setting FROM pg_catalog.pg_settings WHERE source = 'session' \
               AND name NOT IN ('synchronous_commit', 'transaction_isolation', 'transaction_read_only', 'transaction_deferrable') \
             UNION ALL SELECT 's', n, pg_catalog.current_setting(n, true) FROM pg_catalog.unnest(ARRAY["[..], &array, b"]::pg_catalog.text[]) n \
@@ -74,7 +80,7 @@ impl Inquiry {
             UNION ALL SELECT 's', 'role', pg_catalog.current_setting('role') WHERE pg_catalog.current_setting('role') <> 'none' \
             UNION ALL SELECT 'l', c, '' FROM pg_catalog.pg_listening_channels() c \
             UNION ALL SELECT 'p', name, statement FROM pg_catalog.pg_prepared_statements WHERE from_sql \
-            UNION ALL SELECT 'n', name, '' FROM pg_catalog.pg_prepared_statements WHERE NOT from_sql \
+            ", of_statements, b"\
             UNION ALL (SELECT 't', relname, '' FROM pg_catalog.pg_class WHERE relnamespace = pg_catalog.pg_my_temp_schema() LIMIT 1) \
             UNION ALL (SELECT 't', proname, '' FROM pg_catalog.pg_proc WHERE pronamespace = pg_catalog.pg_my_temp_schema() LIMIT 1) \
             UNION ALL (SELECT 't', typname, '' FROM pg_catalog.pg_type WHERE typnamespace = pg_catalog.pg_my_temp_schema() LIMIT 1) \
@@ -221,6 +227,31 @@ pub fn makings(known: &Known, statements: &Statements) -> Vec<Making> {
         all.push(Making { what, statement: Some(name.clone()), bytes });
     }
     all
+}
+
+/// What takes back all settings of a session. Those of its startup packet stay.
+pub fn resetting() -> Making {
+    let mut bytes = Vec::new();
+    message(&mut bytes, b'Q', |body| {
+        put_c_string(body, b"RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL");
+    });
+    Making { what: "a reset of its settings".to_owned(), statement: None, bytes }
+}
+
+/// What closes statements of ours; none, if there are none.
+pub fn closing(statements: &[Serial]) -> Option<Making> {
+    if statements.is_empty() {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    for statement in statements {
+        message(&mut bytes, b'C', |body| {
+            body.push(b'S');
+            put_c_string(body, &statement.name());
+        });
+    }
+    message(&mut bytes, b'S', |_| {});
+    Some(Making { what: "the end of statements".to_owned(), statement: None, bytes })
 }
 
 fn message(out: &mut Vec<u8>, tag: u8, body: impl FnOnce(&mut Vec<u8>)) {

@@ -84,10 +84,38 @@ pub struct Kept {
     names: Vec<Box<[u8]>>,
     /// A cursor WITH HOLD may have been asked for.
     hold: bool,
+    /// Statements have other names on the server.
+    renames: bool,
     known: Known,
 }
 
 impl Kept {
+    /// Statements have other names on the server from now on.
+    pub fn rename(&mut self) {
+        self.renames = true;
+    }
+
+    /// Whether the names of statements are asked for.
+    pub fn asks_for_statements(&self) -> bool {
+        !self.renames
+    }
+
+    /// Whether the server holds, or may hold, what the next client of the same server must not find, or what this one
+    /// would miss at another.
+    #[inline]
+    pub fn holds(&self) -> bool {
+        let Known { settings: _, channels, prepares, parsed: _, immovable } = &self.known;
+        self.stale | self.fresh != 0 || immovable.is_some() || !channels.is_empty() || !prepares.is_empty()
+    }
+
+    /// What that is, in words.
+    pub fn describe_hold(&self) -> Option<String> {
+        let channel =
+            || self.known.channels.first().map(|c| format!("LISTEN \"{}\"", String::from_utf8_lossy(c)));
+        let prepare = || (!self.known.prepares.is_empty()).then(|| "statements made by PREPARE".to_owned());
+        self.describe().or_else(channel).or_else(prepare)
+    }
+
     /// The first thing that is lost with the server, in words.
     pub fn describe(&self) -> Option<String> {
         self.describe_bits(self.stale | self.fresh)
@@ -129,8 +157,9 @@ impl Kept {
         };
         self.stale &= UNTOLD;
         let bytes = &mut self.statement_bytes;
+        let renames = self.renames;
         self.statements.retain(|name, body| {
-            let stays = known.parsed.contains(&name[..name.len().min(MAX_NAME_BYTES)]);
+            let stays = renames || known.parsed.contains(&name[..name.len().min(MAX_NAME_BYTES)]);
             if !stays {
                 *bytes -= body.len();
             }
@@ -270,6 +299,7 @@ impl Kept {
                     pending: std::mem::take(&mut self.pending),
                     parses_sent: self.parses_sent,
                     parses_answered: self.parses_answered,
+                    renames: self.renames,
                     ..Kept::default()
                 };
             }

@@ -58,6 +58,13 @@ impl ErrorReply {
         self.write(&mut out);
         out
     }
+
+    /// As a NoticeResponse, which has the same fields.
+    pub fn notice_bytes(&self) -> Vec<u8> {
+        let mut out = self.bytes();
+        out[0] = b'N';
+        out
+    }
 }
 
 /// Starts a message; [`end`] sets its length.

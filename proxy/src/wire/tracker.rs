@@ -94,6 +94,8 @@ pub struct Tracker {
     /// The transaction block of the last ReadyForQuery has ended since, within a request of several statements.
     ended_block: bool,
     kept: Kept,
+    /// Parse messages of ours that are not answered, by their numbers among all.
+    ours: VecDeque<u32>,
     outcome: Outcome,
     /// What is bound in the batch that was begun.
     bound: Batch,
@@ -124,6 +126,7 @@ impl Default for Tracker {
             watches_binds: false,
             ended_block: false,
             kept: Kept::default(),
+            ours: VecDeque::new(),
             outcome: Outcome::default(),
             bound: Batch::default(),
             unnamed_kind: Kind::Other,
@@ -139,6 +142,17 @@ impl Tracker {
     /// One that remembers what a backend holds for the session.
     pub fn remembering() -> Tracker {
         Tracker { remembers: true, ..Tracker::default() }
+    }
+
+    /// What the client prepares has other names on its servers ([`Naming`](super::naming::Naming)).
+    pub fn share_servers(&mut self) {
+        self.kept.rename();
+    }
+
+    /// A Parse of ours is sent within what the client sends, behind `before` others.
+    pub fn prepare_ours(&mut self, before: u32) {
+        self.ours.push_back(before);
+        self.kept.prepare(b"", b"", false);
     }
 
     /// No answer is outstanding and no request begun.
@@ -402,6 +416,9 @@ impl Tracker {
         while let Some(wait) = self.waits.pop_front() {
             if let Wait::Sync(parses) = wait {
                 self.kept.synced(parses);
+                while self.ours.front().is_some_and(|number| (parses.wrapping_sub(*number) as i32) > 0) {
+                    self.ours.pop_front();
+                }
             }
             if wait.is_clients() {
                 self.answers -= 1;
@@ -479,10 +496,15 @@ impl Tracker {
         self.kept.complete(command);
     }
 
-    /// `ParseComplete`.
+    /// `ParseComplete`. False: of a Parse of ours.
     #[inline]
-    pub fn parse_complete(&mut self) {
+    pub fn parse_complete(&mut self) -> bool {
+        let is_ours = self.ours.front().is_some_and(|number| *number == self.kept.parses_answered());
+        if is_ours {
+            self.ours.pop_front();
+        }
         self.kept.parse_complete();
+        !is_ours
     }
 
     /// A ParameterStatus after startup, its value different from before.
@@ -529,7 +551,7 @@ impl Tracker {
             match header.tag {
                 // A request has ended, or failed: what is asked for behind it is not reached.
                 b'Z' | b'E' => break,
-                b'1' => self.parse_complete(),
+                b'1' if !self.parse_complete() => continue,
                 b'S' | b'N' | b'A' => continue,
                 _ => {}
             }

@@ -410,6 +410,13 @@ impl Cluster {
         self.map.send_replace(Arc::new(map));
     }
 
+    /// Sets an option of the database.
+    pub fn set(&self, option: DatabaseOption) {
+        let mut map = PartitionMap::clone(&self.map.borrow());
+        map.apply(Command::SetOption { server: "demo".into(), name: "app".into(), option }).unwrap();
+        self.map.send_replace(Arc::new(map));
+    }
+
     pub fn epoch(&self) -> Epoch {
         self.map.borrow().databases[&self.database].epoch
     }

@@ -39,9 +39,10 @@ pub struct Run {
 }
 
 pub async fn run(side: &Side, mode: Mode, clients: usize, seconds: u64) -> anyhow::Result<Run> {
+    side.prepare().await?;
     let before = side.cpu()?;
     let words = ["-S", "-M", mode.name(), "--sampling-rate", "0.1"];
-    let run = pgbench::run(&side.url, &words, clients, seconds).await?;
+    let run = pgbench::run(&side.port.url(), &words, clients, seconds).await?;
     let cpu = side.cpu()?.saturating_sub(before);
     Ok(Run {
         tps: run.tps,
@@ -53,8 +54,9 @@ pub async fn run(side: &Side, mode: Mode, clients: usize, seconds: u64) -> anyho
 
 /// MB a second of one COPY TO STDOUT.
 pub async fn copy_out(side: &Side) -> anyhow::Result<f64> {
+    side.prepare().await?;
     let mut command = Command::new(binaries::postgres("psql")?);
-    command.env("PGSSLMODE", "disable").args(["-X", "-q", "-o", "/dev/null", &side.url, "-c"]);
+    command.env("PGSSLMODE", "disable").args(["-X", "-q", "-o", "/dev/null", &side.port.url(), "-c"]);
     command.arg(format!(
         "COPY (SELECT repeat('x', {COPY_ROW_BYTES}) FROM generate_series(1, {COPY_ROWS})) TO STDOUT"
     ));

@@ -2,6 +2,7 @@
 //! interleaved. A report, not a test.
 
 mod load;
+mod logins;
 mod peers;
 mod report;
 
@@ -9,7 +10,7 @@ use anyhow::{Context, ensure};
 use clap::Parser;
 use load::{Mode, Run};
 use peers::{Proxies, Side};
-use quorate_integration::cluster::HEAL_LIMIT;
+use quorate_integration::cluster::{HEAL_LIMIT, set_number};
 use quorate_integration::peer::PlainCluster;
 use quorate_integration::{Cluster, DEMO_DATABASE, Options, document, pgbench};
 use report::{Report, Sample};
@@ -26,8 +27,11 @@ struct Args {
     #[arg(long, default_value_t = 3)]
     repeats: usize,
     /// Clients, each number a row.
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 100])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 100, 200])]
     clients: Vec<usize>,
+    /// Clients that do nothing, for the memory that each takes.
+    #[arg(long, default_value_t = 10_000)]
+    idle_clients: usize,
     /// pgbench's scale.
     #[arg(long, default_value_t = 5)]
     scale: u32,
@@ -45,7 +49,14 @@ fn main() -> anyhow::Result<()> {
 
 async fn run(args: Args) -> anyhow::Result<()> {
     let began = Instant::now();
-    let cluster = Cluster::start(Options::default()).await.context("starting the cluster")?;
+    let mut cluster = Cluster::start(Options::default()).await.context("starting the cluster")?;
+    cluster.stop_demo().await?;
+    for node in cluster.nodes() {
+        // Logins are to be as fast as they can be.
+        let text = std::fs::read_to_string(&node.config)?;
+        std::fs::write(&node.config, set_number(&text, "max_logins_per_second_per_server", 1_000_000)?)?;
+    }
+    cluster.start_demo().await?;
     let view = cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?;
     let primary = cluster.node(&view.primary()?.node)?.clone();
     let other = cluster.others(&primary.name).into_iter().next().context("another node")?;
@@ -55,21 +66,25 @@ async fn run(args: Args) -> anyhow::Result<()> {
     pgbench::fill(&plain.url(), args.scale).await?;
     pgbench::fill(&primary.app().url(), args.scale).await?;
 
-    let mut sides = vec![Side::new("no proxy", plain.url(), &[])];
+    let mut sides = vec![Side::new("no proxy", plain.endpoint(), &[])];
     sides.extend(proxies.sides());
-    sides.push(Side::new("Quorate, primary's node", primary.app().url(), &[primary.pid]));
-    sides.push(Side::new("Quorate, another node", other.app().url(), &[primary.pid, other.pid]));
+    let here = |name, mode| Side::quorate(name, primary.app(), primary.admin, mode, &[primary.pid]);
+    let there = |name, mode| Side::quorate(name, other.app(), other.admin, mode, &[primary.pid, other.pid]);
+    sides.push(here("Quorate, primary's node", "session"));
+    sides.push(here("Quorate, primary's node, transaction", "transaction"));
+    sides.push(there("Quorate, another node", "session"));
+    sides.push(there("Quorate, another node, transaction", "transaction"));
 
     let mut report = Report { idle_us_per_second: idle(&sides).await?, ..Report::default() };
     for mode in Mode::ALL {
         for clients in &args.clients {
             for side in &sides {
-                if side.takes(mode) {
+                if side.takes(mode, *clients) {
                     load::run(side, mode, *clients, 1).await.with_context(|| side.name)?;
                 }
             }
             for repeat in 1..=args.repeats {
-                for side in sides.iter().filter(|side| side.takes(mode)) {
+                for side in sides.iter().filter(|side| side.takes(mode, *clients)) {
                     let run = load::run(side, mode, *clients, args.seconds).await.context(side.name)?;
                     eprintln!("{} {clients} clients, run {repeat}, {}: {run}", mode.name(), side.name);
                     report.add(Sample { mode: mode.name(), clients: *clients, side: side.name }, run);
@@ -83,6 +98,23 @@ async fn run(args: Args) -> anyhow::Result<()> {
             eprintln!("COPY out, run {repeat}, {}: {rate:.0} MB/s", side.name);
             report.copies.entry(side.name).or_default().push(rate);
         }
+    }
+    for repeat in 1..=args.repeats {
+        for side in sides.iter().filter(|side| side.has_proxy()) {
+            side.prepare().await?;
+            let logins = logins::rate(side, args.seconds).await.context(side.name)?;
+            eprintln!(
+                "logins, run {repeat}, {}: {:.0} a second, proxy {:.0} us of CPU each",
+                side.name, logins.a_second, logins.cpu_us
+            );
+            report.logins.entry(side.name).or_default().push(logins);
+        }
+    }
+    for side in sides.iter().filter(|side| side.has_pool() && args.idle_clients > 0) {
+        side.prepare().await?;
+        let bytes = logins::idle_bytes(side, args.idle_clients).await.context(side.name)?;
+        eprintln!("{} idle clients, {}: {bytes:.0} bytes each", args.idle_clients, side.name);
+        report.idle_clients.push((side.name, args.idle_clients, bytes));
     }
     ensure!(!report.is_empty(), "nothing was measured");
     println!("{report}");

@@ -2,8 +2,9 @@
 
 use super::load::Mode;
 use anyhow::Context;
+use quorate_integration::admin::Admin;
 use quorate_integration::peer::{self, PlainCluster};
-use quorate_integration::{Endpoint, binaries, document, ports, process, wait};
+use quorate_integration::{DEMO_DATABASE, Endpoint, binaries, document, ports, process, wait};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -24,14 +25,52 @@ const SETTINGS: [&str; 6] =
 /// A way to PostgreSQL.
 pub struct Side {
     pub name: &'static str,
-    pub url: String,
+    pub port: Endpoint,
     /// The processes that are the proxy.
     pids: Vec<u32>,
+    /// Most clients that it can have at once.
+    most: usize,
+    /// How clients share servers at Quorate, and the admin port by which that is chosen.
+    pool: Option<(Endpoint, &'static str)>,
 }
 
+/// Sessions of their own that an instance of Quorate's demo has room for.
+pub const SESSIONS: usize = 100;
+
 impl Side {
-    pub fn new(name: &'static str, url: String, pids: &[u32]) -> Side {
-        Side { name, url, pids: pids.to_vec() }
+    pub fn new(name: &'static str, port: Endpoint, pids: &[u32]) -> Side {
+        Side { name, port, pids: pids.to_vec(), most: usize::MAX, pool: None }
+    }
+
+    /// A node of Quorate. `admin`: of the same node.
+    pub fn quorate(name: &'static str, port: Endpoint, admin: u16, mode: &'static str, pids: &[u32]) -> Side {
+        let most = if mode == "session" { SESSIONS } else { usize::MAX };
+        Side { most, pool: Some((Admin::endpoint(admin), mode)), ..Side::new(name, port, pids) }
+    }
+
+    /// Makes it ready to be measured.
+    pub async fn prepare(&self) -> anyhow::Result<()> {
+        let Some((admin, mode)) = &self.pool else { return Ok(()) };
+        let admin = admin.session().await?;
+        admin.run(&format!("ALTER DATABASE {DEMO_DATABASE} SET pool_mode = '{mode}'")).await?;
+        // This node has it when it has looked at the leader's map.
+        admin.run("SHOW DATABASES").await
+    }
+
+    pub fn has_pool(&self) -> bool {
+        self.name == PGBOUNCER_TRANSACTION
+            || self.pool.as_ref().is_some_and(|(_, mode)| *mode == "transaction")
+    }
+
+    /// Memory of its own (`RssAnon` of proc(5)), bytes.
+    pub fn memory(&self) -> anyhow::Result<u64> {
+        let of = |pid: &u32| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon")?;
+            let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
+            Ok(kib * 1024)
+        };
+        self.pids.iter().map(of).sum()
     }
 
     pub fn has_proxy(&self) -> bool {
@@ -39,8 +78,8 @@ impl Side {
     }
 
     /// Prepared statements do not follow a client of PgBouncer's from one server to the next before its version 1.21.
-    pub fn takes(&self, mode: Mode) -> bool {
-        !(self.name == PGBOUNCER_TRANSACTION && mode == Mode::Prepared)
+    pub fn takes(&self, mode: Mode, clients: usize) -> bool {
+        clients <= self.most && !(self.name == PGBOUNCER_TRANSACTION && mode == Mode::Prepared)
     }
 
     /// CPU time that the proxy has used so far.
@@ -82,7 +121,7 @@ impl Proxies {
         let directory = tempfile::Builder::new().prefix("qpx-").tempdir_in("/tmp")?.keep();
         std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755))?;
         let mut proxies = Proxies { directory, all: Vec::new() };
-        proxies.pgbouncer(plain, PGBOUNCER, "session", 110)?;
+        proxies.pgbouncer(plain, PGBOUNCER, "session", 210)?;
         proxies.pgbouncer(plain, PGBOUNCER_TRANSACTION, "transaction", 20)?;
         proxies.haproxy(plain)?;
         for proxy in &proxies.all {
@@ -93,8 +132,8 @@ impl Proxies {
     }
 
     pub fn sides(&self) -> Vec<Side> {
-        let url = |port| Endpoint::new(port, "demo", "demo", "app").url();
-        self.all.iter().map(|proxy| Side::new(proxy.name, url(proxy.port), &[proxy.pid])).collect()
+        let port = |port| Endpoint::new(port, "demo", "demo", "app");
+        self.all.iter().map(|proxy| Side::new(proxy.name, port(proxy.port), &[proxy.pid])).collect()
     }
 
     pub fn versions(&self) -> String {
@@ -121,7 +160,7 @@ impl Proxies {
         let config = format!(
             "[databases]\napp = host={} port={} dbname=app\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
              unix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {}\npool_mode = {mode}\ndefault_pool_size = {pool}\n\
-             max_client_conn = 2000\nlog_connections = 0\nlog_disconnections = 0\nlog_stats = 0\n",
+             max_client_conn = 12000\nlog_connections = 0\nlog_disconnections = 0\nlog_stats = 0\n",
             plain.sockets().display(),
             plain.port,
             users.display(),

@@ -1,6 +1,7 @@
 //! The tables.
 
 use super::load::Run;
+use super::logins::Logins;
 use comfy_table::{CellAlignment, Table, presets};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,6 +19,9 @@ pub struct Report {
     /// In the order in which they were first run.
     pub runs: Vec<(Sample, Vec<Run>)>,
     pub copies: BTreeMap<&'static str, Vec<f64>>,
+    pub logins: BTreeMap<&'static str, Vec<Logins>>,
+    /// Clients, and bytes of each.
+    pub idle_clients: Vec<(&'static str, usize, f64)>,
     pub idle_us_per_second: Vec<(&'static str, f64)>,
 }
 
@@ -60,6 +64,27 @@ impl Report {
         table
     }
 
+    fn logins(&self) -> Table {
+        let mut table = table(&["SCRAM logins", "a second", "proxy CPU a login"], 1);
+        for (side, runs) in &self.logins {
+            let of = |value: fn(&Logins) -> f64| median(runs.iter().map(value));
+            table.add_row([
+                (*side).to_owned(),
+                format!("{:.0}", of(|l| l.a_second)),
+                format!("{:.0} us", of(|l| l.cpu_us)),
+            ]);
+        }
+        table
+    }
+
+    fn idle_clients(&self) -> Table {
+        let mut table = table(&["idle clients", "how many", "memory of the proxy for each"], 1);
+        for (side, count, bytes) in &self.idle_clients {
+            table.add_row([(*side).to_owned(), count.to_string(), format!("{bytes:.0} bytes")]);
+        }
+        table
+    }
+
     fn idle(&self) -> Table {
         let mut table = table(&["with no client", "CPU a second"], 1);
         for (side, us) in &self.idle_us_per_second {
@@ -71,7 +96,8 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}\n\n{}\n\n{}", self.queries(), self.copies(), self.idle())
+        writeln!(f, "{}\n\n{}\n\n{}", self.queries(), self.copies(), self.logins())?;
+        writeln!(f, "\n{}\n\n{}", self.idle_clients(), self.idle())
     }
 }
 

@@ -88,6 +88,16 @@ impl<'a> Phrase<'a> {
         Ok(text.clone())
     }
 
+    /// `'7'` or `7`, or any other text in quotes.
+    pub fn text_or_number(&mut self, what: &str) -> Result<String, AdminError> {
+        if let Some(Token::Number(number)) = self.peek().map(|l| &l.token) {
+            let number = number.to_string();
+            self.skip();
+            return Ok(number);
+        }
+        self.text(what)
+    }
+
     /// `7`, `op7` or either in quotes.
     pub fn operation(&mut self) -> Result<OperationId, AdminError> {
         let id = match self.peek().map(|l| &l.token) {

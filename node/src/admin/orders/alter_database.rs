@@ -5,16 +5,18 @@ use crate::admin::answer::{Answer, Column};
 use crate::admin::error::AdminError;
 use crate::admin::language::phrase::{DatabaseName, Phrase};
 use crate::admin::order::{Order, Session};
-use quorate_model::{Command, Commits, DatabaseOption, Outcomes, Reads};
+use quorate_model::{Command, Commits, DatabaseOption, Outcomes, PoolMode, Reads};
 use std::sync::Arc;
 
 pub const SPEC: Spec = Spec {
     words: &["ALTER", "DATABASE"],
     syntax: "ALTER DATABASE s.d SET reads = 'lease' | 'confirm', or commits = 'guarded' | 'strict', \
-        or outcomes = 'tracked' | 'untracked'",
+        or outcomes = 'tracked' | 'untracked', or pool_mode = 'session' | 'transaction', or pool_size = 20",
     help: "reads: results leave the primary under a lease, or after a voter confirmed; \
         commits: acknowledged on Postgres's word, or on what the quorum has; \
-        outcomes: whether a commit whose answer was lost with its primary is asked for at the next one",
+        outcomes: whether a commit whose answer was lost with its primary is asked for at the next one; \
+        pool_mode: clients that connect from now on have a server connection each, or share those of their node, \
+        of which there are pool_size at most",
     parse: |phrase| {
         let name = phrase.database()?;
         phrase.keyword("SET")?;
@@ -36,7 +38,15 @@ fn option(phrase: &mut Phrase<'_>) -> Result<DatabaseOption, AdminError> {
         let named = |value: &str| Outcomes::named(value).map(DatabaseOption::Outcomes);
         return value(phrase, "outcomes", "'tracked' or 'untracked'", named);
     }
-    Err(phrase.unexpected(&["READS", "COMMITS", "OUTCOMES"]))
+    if phrase.has("POOL_MODE") {
+        let named = |value: &str| PoolMode::named(value).map(DatabaseOption::PoolMode);
+        return value(phrase, "pool_mode", "'session' or 'transaction'", named);
+    }
+    if phrase.has("POOL_SIZE") {
+        let named = |value: &str| value.parse().ok().filter(|n| *n > 0).map(DatabaseOption::PoolSize);
+        return value(phrase, "pool_size", "a number from 1 to 65535", named);
+    }
+    Err(phrase.unexpected(&["READS", "COMMITS", "OUTCOMES", "POOL_MODE", "POOL_SIZE"]))
 }
 
 /// What stands behind the name of an option.
@@ -48,7 +58,7 @@ fn value(
 ) -> Result<DatabaseOption, AdminError> {
     phrase.symbol('=')?;
     let at = phrase.at();
-    let value = phrase.text(values)?;
+    let value = phrase.text_or_number(values)?;
     named(&value).ok_or_else(|| {
         AdminError::new("22023", format!("\"{value}\" is no value of {option}"))
             .with_position(at)

@@ -20,6 +20,7 @@ mod show_events;
 mod show_help;
 mod show_nodes;
 mod show_operations;
+mod show_pools;
 mod show_replicas;
 mod show_ring;
 mod show_servers;
@@ -51,6 +52,7 @@ pub const ORDERS: &[Spec] = &[
     show_databases::SPEC,
     show_replicas::SPEC,
     show_ring::SPEC,
+    show_pools::SPEC,
     show_operations::SPEC,
     show_events::SPEC,
     show_version::SPEC,

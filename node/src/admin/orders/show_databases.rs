@@ -28,6 +28,8 @@ const COLUMNS: &[Column] = &[
     text("reads"),
     text("commits"),
     text("outcomes"),
+    text("pool_mode"),
+    int("pool_size"),
 ];
 
 #[derive(Debug)]
@@ -73,6 +75,8 @@ fn row(map: &PartitionMap, database: &Database, reports: &[ReplicaReport]) -> Ro
         database.options.reads.name().into(),
         database.options.commits.name().into(),
         database.options.outcomes.name().into(),
+        database.options.pool_mode.name().into(),
+        u32::from(database.options.pool_size).into(),
     ]
 }
 

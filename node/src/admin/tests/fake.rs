@@ -1,7 +1,7 @@
 //! A cluster of four nodes that exists only as a map.
 
 use crate::admin::auth::tests::ADMIN;
-use crate::admin::context::{ProposeError, RingRow};
+use crate::admin::context::{PoolView, ProposeError, RingRow};
 use crate::admin::{AdminContext, AdminServer, Operator};
 use quorate_model::*;
 use std::collections::BTreeSet;
@@ -120,6 +120,22 @@ impl AdminContext for FakeCluster {
                 reported_by: (!usable.contains(&NodeId(i + 1))).then_some(NodeId(2)),
             })
             .collect()
+    }
+
+    fn pools(&self) -> Vec<PoolView> {
+        let pinned =
+            vec!["LISTEN \"news\"".to_owned(), "the cursor \"c\"".to_owned(), "LISTEN \"news\"".to_owned()];
+        let ids = self.map().databases.keys().copied().collect::<Vec<_>>();
+        let view = |database| PoolView {
+            database,
+            size: 20,
+            used: 5,
+            idle: 2,
+            waiting: 1,
+            longest_ms: 7,
+            pinned: pinned.clone(),
+        };
+        ids.into_iter().map(view).collect()
     }
 
     fn usable_nodes(&self) -> BTreeSet<NodeId> {

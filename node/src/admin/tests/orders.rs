@@ -378,6 +378,22 @@ async fn options_and_diagnostics() {
     client.batch_execute("alter database demo.app set outcomes = 'untracked'").await.unwrap();
     let row = client.query_one("SHOW DATABASES", &[]).await.unwrap();
     assert_eq!(row.get::<_, String>("outcomes"), "untracked");
+    let pool = (row.get::<_, String>("pool_mode"), row.get::<_, i64>("pool_size"));
+    assert_eq!(pool, ("session".to_owned(), 20));
+    client.batch_execute("ALTER DATABASE demo.app SET pool_mode = 'transaction'").await.unwrap();
+    client.batch_execute("ALTER DATABASE demo.app SET pool_size = 7").await.unwrap();
+    let row = client.query_one("SHOW DATABASES", &[]).await.unwrap();
+    let pool = (row.get::<_, String>("pool_mode"), row.get::<_, i64>("pool_size"));
+    assert_eq!(pool, ("transaction".to_owned(), 7));
+    for refused_value in
+        ["pool_mode = 'statement'", "pool_size = 0", "pool_size = '65536'", "pool_size = 'many'"]
+    {
+        let order = format!("ALTER DATABASE demo.app SET {refused_value}");
+        assert_eq!(refused(&client, &order).await.0, "22023", "{refused_value}");
+    }
+    let row = client.query_one("SHOW POOLS", &[]).await.unwrap();
+    assert_eq!((row.get::<_, String>("database"), row.get::<_, i64>("used")), ("app".to_owned(), 5));
+    assert_eq!(row.get::<_, String>("pinned_by"), "LISTEN \"news\" (2), the cursor \"c\" (1)");
     assert_eq!(refused(&client, "ALTER DATABASE demo.app SET reads = 'never'").await.0, "22023");
     assert_eq!(refused(&client, "ALTER DATABASE demo.app SET commits = 'lease'").await.0, "22023");
     assert_eq!(refused(&client, "ALTER DATABASE demo.app SET writes = 'strict'").await.0, "42601");

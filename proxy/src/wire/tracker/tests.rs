@@ -38,7 +38,7 @@ fn tell(tracker: &mut Tracker, front: bool, tag: u8, body: &[u8]) {
     match tag {
         b'Z' => tracker.ready(body[0]),
         b'C' => tracker.complete(body),
-        b'1' => tracker.parse_complete(),
+        b'1' => drop(tracker.parse_complete()),
         b'G' => tracker.copy_in_response(),
         _ => {}
     }
