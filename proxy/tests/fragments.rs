@@ -5,6 +5,7 @@ mod common;
 
 use common::raw::{RawClient, message};
 use common::*;
+use quorate_model::{DatabaseOption, PoolMode};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::time::Duration;
@@ -206,8 +207,15 @@ async fn streams_cut_at_random_places_have_the_answers_of_postgres() {
         let expected = replay(RawClient::direct(&postgres).await, &stream, &[], false).await;
         let again = replay(RawClient::direct(&postgres).await, &stream, &[], false).await;
         assert!(expected == again, "{name} is the same each time");
-        for node in [1, 2] {
-            for round in 0..12 {
+        // By a node that is the primary's or not, with a server of the client's own or one that is shared.
+        for (node, mode, rounds) in [
+            (1, PoolMode::Session, 12),
+            (2, PoolMode::Session, 12),
+            (1, PoolMode::Transaction, 6),
+            (2, PoolMode::Transaction, 6),
+        ] {
+            cluster.set(DatabaseOption::PoolMode(mode));
+            for round in 0..rounds {
                 let few = rng.random_range(0..30);
                 let cuts = match round {
                     0 => Vec::new(),
@@ -223,7 +231,8 @@ async fn streams_cut_at_random_places_have_the_answers_of_postgres() {
                 let got = replay(RawClient::log_in(&cluster, node).await, &stream, &cuts, pause).await;
                 assert!(
                     got == expected,
-                    "{name} by node {node}, cut at {cuts:?}: {}",
+                    "{name} by node {node}, {}, cut at {cuts:?}: {}",
+                    mode.name(),
                     first_difference(&got, &expected)
                 );
             }
