@@ -140,7 +140,11 @@ impl Agent {
     }
 
     /// One look at the map and the instance, and the one thing to do about it.
-    async fn look(&self, replica: &Arc<Replica>, hung_since: &mut Option<Instant>) -> Result<Next, Failed> {
+    pub(super) async fn look(
+        &self,
+        replica: &Arc<Replica>,
+        hung_since: &mut Option<Instant>,
+    ) -> Result<Next, Failed> {
         let map = self.map();
         let database = map.databases.get(&replica.database);
         let Some(database) =
@@ -166,8 +170,7 @@ impl Agent {
                 replica.set_run(RunState::Hung);
                 let since = *hung_since.get_or_insert_with(Instant::now);
                 if since.elapsed() > HUNG_LIMIT && database.current.primary != replica.id {
-                    let _changing = replica.changing.lock().await;
-                    replica.instance.stop(StopMode::Immediate, STOP_DEADLINE).await?;
+                    self.stop_hung(replica, database).await?;
                 }
                 Ok(Next::Look)
             }
@@ -177,6 +180,21 @@ impl Agent {
             }
             Process::Down => self.bring_up(replica, database).await,
         }
+    }
+
+    /// A secondary that answers nobody may as well be started anew.
+    async fn stop_hung(&self, replica: &Arc<Replica>, database: &Database) -> Result<(), Failed> {
+        let _changing = replica.changing.lock().await;
+        let is_hung = matches!(*replica.instance.process().borrow(), Process::Hung { .. });
+        {
+            let state = replica.state();
+            // What was waited for may have been its promotion: it answers again, and leads.
+            if !is_hung || state.leading.is_some() || state.obeys(replica.id, database.epoch).is_err() {
+                return Ok(());
+            }
+        }
+        replica.instance.stop(StopMode::Immediate, STOP_DEADLINE).await?;
+        Ok(())
     }
 
     /// The postmaster is gone: nothing of what it served may go on, and the coordinator hears of it at once.
@@ -205,16 +223,14 @@ impl Agent {
         if !replica.instance.is_complete() {
             return self.build(replica, database).await;
         }
+        let _changing = replica.changing.lock().await;
         {
-            let state = replica.state();
+            let mut state = replica.state();
+            // It may have been retired just now, and is to stay down.
             let down_for = state.led_until.map(|at| at.elapsed());
             if down_for.is_some_and(|down_for| state.may_rest(replica.id, database, down_for)) {
                 return Ok(Next::Look);
             }
-        }
-        let _changing = replica.changing.lock().await;
-        {
-            let mut state = replica.state();
             state.retired = false;
             state.led_until = None;
         }
@@ -276,10 +292,9 @@ impl Agent {
         if creating && database.current.primary == replica.id {
             return self.bootstrap(replica, database).await;
         }
-        let Some(route) = route(database).filter(|r| replica.state().promise() <= r.epoch) else {
+        let Some(route) = route(database).filter(|r| replica.attach(r.clone()).is_ok()) else {
             return Ok(Next::Look);
         };
-        replica.downstream.attach(route.clone());
         let seeded = tokio::select! {
             seeded = replica.instance.seed() => seeded,
             () = self.superseded(replica.id, &route) => {
@@ -360,13 +375,16 @@ impl Agent {
         match duty {
             Duty::Nothing => {}
             Duty::Admit(allowed) => self.admit_replicas(replica, database, allowed).await?,
-            Duty::Demote => self.demote(replica, "another replica is primary now").await?,
+            Duty::Demote => self.demote(replica, database.epoch, "another replica is primary now").await?,
             Duty::Follow(route) => {
                 self.attach_checked(replica, route, &database.lineage).await?;
                 replica.arrange_slots(database.replicas.keys().copied()).await?;
                 if replica.downstream.status().streaming.is_none() && replica.instance.is_log_gone().await {
-                    replica
-                        .set_run(RunState::Failed("the primary no longer has the log it needs".to_owned()));
+                    let mut state = replica.state();
+                    // Not when it was elected while the primary's words were looked at.
+                    if state.obeys(replica.id, database.epoch).is_ok() {
+                        state.run = RunState::Failed("the primary no longer has the log it needs".to_owned());
+                    }
                 }
             }
             // Looked at before the process.

@@ -20,6 +20,8 @@ mod replica;
 mod reports;
 mod rewind;
 pub mod standing;
+#[cfg(test)]
+mod tests;
 
 pub use gate::{BootTime, GateControl};
 pub use host::Host;

@@ -47,6 +47,7 @@ impl Agent {
             }
             What::Open => self.open(&replica, epoch),
             What::Checkpoint => {
+                replica.state().obeys(replica.id, epoch)?;
                 replica.instance.checkpoint().await.map_err(failed)?;
                 Ok(Reply::Done)
             }
@@ -193,7 +194,7 @@ impl Agent {
         self.promised(replica, epoch)?;
         let route = Route { node, primary, epoch: epoch.reign() };
         if replica.state().role == InstanceRole::Primary {
-            self.demote(replica, "another replica is primary now").await?;
+            self.demote(replica, epoch, "another replica is primary now").await?;
             return Err(Failure::Instance(format!("{} is being demoted", replica.id)));
         }
         // Its fence may have failed: this order is one as well.
@@ -210,7 +211,12 @@ impl Agent {
         lineage: &[Lineage],
     ) -> Result<(), Failure> {
         let reign = route.epoch;
-        if replica.state().needs_check(reign) {
+        let is_new = {
+            let state = replica.state();
+            state.obeys(replica.id, reign)?;
+            state.needs_check(reign)
+        };
+        if is_new {
             replica.downstream.cut().await;
             // A former primary may still admit replicas of its own reign, and a fence of this one, when it comes late,
             // finds nothing older to cut (I2). Not when a promotion has promised more meanwhile: its admission stays.
@@ -223,7 +229,7 @@ impl Agent {
             }
             let position = replica.instance.position().await.map_err(failed)?;
             if relate(lineage, &position) == Relation::Divergent {
-                replica.set_divergent(&position);
+                replica.set_divergent(reign, &position)?;
                 self.0.changed.notify_one();
                 return Err(Failure::Divergent {
                     replica: replica.id,
@@ -306,13 +312,25 @@ impl Agent {
         Ok(Reply::Retired { kept, cut })
     }
 
-    /// A primary that was replaced: its sessions end, its instance stops where it is and starts as a standby.
-    pub(super) async fn demote(&self, replica: &Arc<Replica>, why: &str) -> Result<(), Failure> {
+    /// A primary that was replaced in the reign of `epoch`: its sessions end, its instance stops where it is and starts
+    /// as a standby.
+    pub(super) async fn demote(
+        &self,
+        replica: &Arc<Replica>,
+        epoch: Epoch,
+        why: &str,
+    ) -> Result<(), Failure> {
         let _changing = replica.changing.lock().await;
-        self.gates().drop_lease(replica.database);
-        self.gates().close(replica.database, why);
+        {
+            let mut state = replica.state();
+            // What was waited for may have been its promotion in a newer reign.
+            if !state.demote(replica.id, epoch.reign())? {
+                return Ok(());
+            }
+            self.gates().drop_lease(replica.database);
+            self.gates().close(replica.database, why);
+        }
         self.0.upstreams.cut_all(replica.database).await;
-        replica.state().demote();
         // Not a fast stop: its shutdown checkpoint would be one more record that the history does not hold.
         replica.instance.stop(StopMode::Immediate, STOP_DEADLINE).await.map_err(failed)?;
         replica.state().stopped(why);

@@ -3,8 +3,9 @@
 use crate::agent::gate::BootTime;
 use crate::agent::host::{Parts, PromiseStore, ReplicaInstance, StandbyTunnel};
 use crate::agent::standing::Standing;
-use crate::decide::Behalf;
+use crate::decide::{Behalf, Failure};
 use crate::instance::InstanceError;
+use crate::tunnel::Route;
 use quorate_model::{DatabaseId, Epoch, Position, ReplicaId, ReplicaReport, RunState};
 use std::collections::BTreeSet;
 use std::io;
@@ -137,19 +138,39 @@ impl Replica {
         Ok(())
     }
 
-    /// Marks the replica as one that must never stream again.
-    pub fn set_divergent(&self, position: &Position) {
+    /// Attaches the standby's end for as long as nothing newer is promised. Under the lock, so that a fence finds the
+    /// route of an older reign and cuts it, or it is not taken.
+    pub fn attach(&self, route: Route) -> Result<(), Failure> {
+        let state = self.state();
+        state.obeys(self.id, route.epoch)?;
+        self.downstream.attach(route);
+        Ok(())
+    }
+
+    /// As [`Replica::attach`], for a rewind and nothing else.
+    pub fn attach_rewind(&self, route: Route) -> Result<(), Failure> {
+        let state = self.state();
+        state.obeys(self.id, route.epoch)?;
+        self.downstream.attach_rewind(route);
+        Ok(())
+    }
+
+    /// Its log left the history of `reign`: it must never stream again, unless it was elected meanwhile and the history
+    /// goes on from its log.
+    pub fn set_divergent(&self, reign: Epoch, position: &Position) -> Result<(), Failure> {
+        let mut state = self.state();
+        state.obeys(self.id, reign)?;
         tracing::warn!(
             database = %self.database, replica = %self.id, lsn = %position.lsn,
             timeline = %position.timeline, epoch = %position.epoch,
             "the log holds what the history does not"
         );
-        let mut state = self.state();
         state.divergent_at = Some(*position);
         state.run = if self.instance.was_rewound() {
             RunState::Failed(format!("divergent at {} although it was rewound", position.lsn))
         } else {
             RunState::Divergent
         };
+        Ok(())
     }
 }

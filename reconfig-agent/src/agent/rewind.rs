@@ -8,6 +8,7 @@ use super::host::Failed;
 use super::keeper::Next;
 use super::replica::Replica;
 use super::standing::Duty;
+use crate::decide::Failure;
 use crate::instance::InstanceError;
 use crate::tunnel::Route;
 use quorate_model::{Database, RunState};
@@ -58,10 +59,12 @@ impl Agent {
     async fn rewind_to(&self, replica: &Arc<Replica>, route: &Route) -> Result<(), InstanceError> {
         let instance = &replica.instance;
         replica.downstream.cut().await;
-        replica.downstream.attach_rewind(route.clone());
+        // Refused by whoever was fenced meanwhile: a rewind of an older reign is no use.
+        let overtaken = |failure: Failure| InstanceError::SourceNotReady(failure.to_string());
+        replica.attach_rewind(route.clone()).map_err(overtaken)?;
         instance.rewind().await?;
         replica.downstream.cut().await;
-        replica.downstream.attach(route.clone());
+        replica.attach(route.clone()).map_err(overtaken)?;
         instance.finish_rewind().await?;
         // Whether its log is a prefix now is checked like that of any replica, before it follows.
         replica.downstream.cut().await;

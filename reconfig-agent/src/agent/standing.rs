@@ -286,11 +286,18 @@ impl Standing {
         self.validated = Some(reign);
     }
 
-    /// Another replica is primary now; the instance is about to be stopped.
-    pub fn demote(&mut self) {
-        self.leading = None;
-        self.grants.clear();
-        self.validated = None;
+    /// Another replica is primary in `reign`. True when this instance still is one, and is about to be stopped. Asked
+    /// when nothing else changes the instance any more: between the decision and this, it may have been elected in a
+    /// newer reign.
+    pub fn demote(&mut self, replica: ReplicaId, reign: Epoch) -> Result<bool, Failure> {
+        self.obeys(replica, reign)?;
+        let is_primary = self.role == InstanceRole::Primary;
+        if is_primary {
+            self.leading = None;
+            self.grants.clear();
+            self.validated = None;
+        }
+        Ok(is_primary)
     }
 
     /// The instance was stopped on purpose.

@@ -74,7 +74,8 @@ pub fn obey(state: &mut State, letter: Letter, what: What) -> Option<Outcome> {
             replica.led = Some(epoch.reign());
             Reply::Done
         }),
-        What::Checkpoint | What::PrepareSource => Ok(Reply::Done),
+        What::Checkpoint => replica.standing.obeys(id, epoch).map(|()| Reply::Done),
+        What::PrepareSource => replica.standing.leads(id, epoch).map(|()| Reply::Done),
         What::Retire { .. } => return Some(retire(state, id, epoch)),
     };
     Some(outcome)
@@ -122,7 +123,7 @@ fn attach(
 ) -> Outcome {
     promise(replica, id, epoch)?;
     if replica.standing.role == InstanceRole::Primary {
-        demote(replica);
+        demote(replica, id, epoch)?;
         return Err(failure());
     }
     close_older(replica, epoch);
@@ -136,6 +137,7 @@ fn attach_checked(
     route: Route,
     lineage: &[Lineage],
 ) -> Result<(), Failure> {
+    replica.standing.obeys(id, route.epoch)?;
     if replica.standing.needs_check(route.epoch) {
         replica.downstream = None;
         if replica.standing.leading.is_none() && replica.standing.obeys(id, route.epoch).is_ok() {
@@ -219,12 +221,14 @@ fn retire(state: &mut State, id: ReplicaId, epoch: Epoch) -> Outcome {
     Ok(Reply::Retired { kept: 0, cut: 0 })
 }
 
-fn demote(replica: &mut Replica) {
-    replica.gate = GateReport::Closed;
-    replica.cut_upstream();
-    replica.standing.demote();
-    replica.instance.stop();
-    replica.standing.stopped("");
+fn demote(replica: &mut Replica, id: ReplicaId, epoch: Epoch) -> Result<(), Failure> {
+    if replica.standing.demote(id, epoch.reign())? {
+        replica.gate = GateReport::Closed;
+        replica.cut_upstream();
+        replica.instance.stop();
+        replica.standing.stopped("");
+    }
+    Ok(())
 }
 
 /// The standby flushes everything that the primary has, and the acknowledgement reaches the primary's walsender.
@@ -373,8 +377,10 @@ pub fn keep(state: &mut State, id: ReplicaId) {
                 replica.admit(reign, allowed);
             }
         }
-        Duty::Demote => demote(replica),
         // A refusal or a divergence is what the keeper finds out; it says so in its report.
+        Duty::Demote => {
+            let _ = demote(replica, id, database.epoch);
+        }
         Duty::Follow(route) => {
             let _ = attach_checked(replica, id, route, &database.lineage);
         }

@@ -1,0 +1,127 @@
+//! Decisions that come too late. A decision that waits (for the lock of changes, for an answer of its instance) is looked at
+//! again when it may go on: meanwhile its replica may have been elected.
+#![allow(clippy::unwrap_used)]
+
+mod ground;
+
+use super::standing::route;
+use crate::decide::What;
+use crate::instance::Process;
+use ground::{OTHER, World, epoch};
+use quorate_model::{InstanceRole, Position, RunState, Timeline};
+use std::time::{Duration, Instant};
+
+/// The attachment to another primary, of reign 2.
+fn attach() -> What {
+    What::Attach { primary: OTHER, node: ground::node_of(OTHER), history: ground::history() }
+}
+
+/// In reign 1 this replica was primary. Its demotion, of reign 2, waits for another change of the instance; before it may
+/// go on, this replica is elected in reign 3.
+#[tokio::test]
+async fn a_late_demotion_leaves_a_primary_that_was_elected_since_alone() {
+    let world = World::new();
+    world.is_primary();
+    let busy = world.replica.changing.lock().await;
+    let late = world.order(2, attach());
+    world.promised(2).await;
+    let elected = world.order(3, ground::promotion());
+    world.promised(3).await;
+    drop(busy);
+    assert!(late.await.unwrap().is_err());
+    elected.await.unwrap().unwrap();
+    assert_eq!(world.instance.stops(), 0);
+    assert_eq!(world.replica.state().leading, Some(epoch(3)));
+}
+
+/// The keeper's own demotion, by the map of reign 2.
+#[tokio::test]
+async fn a_keeper_that_waited_demotes_nobody_who_was_elected_since() {
+    let world = World::new();
+    world.is_primary();
+    let busy = world.replica.changing.lock().await;
+    let keeper = world.look(None);
+    ground::pass_on().await;
+    world.order_waits(3, ground::promotion()).await;
+    drop(busy);
+    let _ = keeper.await.unwrap();
+    world.settled(3).await;
+    assert_eq!(world.instance.stops(), 0);
+}
+
+/// It was demoted while a second demotion waited, and follows by now.
+#[tokio::test]
+async fn who_was_demoted_already_is_not_stopped_again() {
+    let world = World::new();
+    world.is_primary();
+    let busy = world.replica.changing.lock().await;
+    let late = world.order(2, attach());
+    world.promised(2).await;
+    {
+        let mut state = world.replica.state();
+        state.stopped("demoted");
+        state.started();
+    }
+    drop(busy);
+    assert!(late.await.unwrap().is_err());
+    assert_eq!(world.instance.stops(), 0);
+}
+
+/// A secondary was hung for long. When its stop may go on, it answers again and is elected.
+#[tokio::test]
+async fn a_secondary_that_was_hung_is_not_stopped_as_a_primary() {
+    let world = World::new();
+    world.is_standby();
+    world.instance.set(Process::Hung { pid: 1 });
+    let busy = world.replica.changing.lock().await;
+    let keeper = world.look(Instant::now().checked_sub(Duration::from_secs(60)));
+    ground::pass_on().await;
+    world.order_waits(3, ground::promotion()).await;
+    world.instance.set(Process::Running { pid: 1 });
+    drop(busy);
+    keeper.await.unwrap().unwrap();
+    world.settled(3).await;
+    assert_eq!(world.instance.stops(), 0);
+}
+
+/// The check of a log against the history of reign 2 takes long, and finds the log that reign 3 goes on with.
+#[tokio::test]
+async fn a_late_check_of_the_log_makes_no_primary_divergent() {
+    let world = World::new();
+    world.is_standby();
+    let end = Position { epoch: epoch(1), lsn: quorate_model::Lsn(900), timeline: Timeline(1) };
+    let position = world.instance.hold_position(end);
+    let late = world.order(2, attach());
+    world.promised(2).await;
+    position.reached().await;
+    world.order(3, ground::promotion()).await.unwrap().unwrap();
+    position.release();
+    assert!(late.await.unwrap().is_err());
+    assert_eq!(world.replica.state().run, RunState::Running);
+    assert_eq!(world.replica.state().role, InstanceRole::Primary);
+}
+
+/// A standby asked its primary in vain for log. While that was found out, it was elected.
+#[tokio::test]
+async fn a_late_look_at_a_standbys_complaints_fails_no_primary() {
+    let world = World::new();
+    world.is_standby();
+    let complaints = world.instance.hold_complaints();
+    let keeper = world.look(None);
+    complaints.reached().await;
+    world.order(3, ground::promotion()).await.unwrap().unwrap();
+    complaints.release();
+    keeper.await.unwrap().unwrap();
+    assert_eq!(world.replica.state().run, RunState::Running);
+}
+
+/// A copy is to be made from the primary of reign 2 by a replica that reign 3 has fenced.
+#[tokio::test]
+async fn nobody_who_was_fenced_is_attached_to_an_older_primary() {
+    let world = World::new();
+    world.order(3, What::Fence).await.unwrap().unwrap();
+    let route = route(&world.record()).unwrap();
+    assert!(world.replica.attach(route.clone()).is_err());
+    assert!(world.replica.attach_rewind(route).is_err());
+    assert_eq!(world.tunnel.attached(), 0);
+}
