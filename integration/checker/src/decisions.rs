@@ -3,8 +3,10 @@
 //! A mutant wraps the daemon's own code: it gives it a falsified view, or changes what it said. The code under test has
 //! no switch for it.
 
-use quorate_model::{Change, Database, Epoch, InstanceRole, Phase, Position};
-use quorate_reconfig_agent::decide::{self, Act, Fenced, Order, Progress, View, What};
+use quorate_model::{
+    Change, Database, Epoch, InstanceRole, Phase, Position, ReplicaId, ReplicaState, RunState,
+};
+use quorate_reconfig_agent::decide::{self, Act, Fenced, Note, Order, Progress, View, What};
 
 #[derive(Clone, Copy)]
 pub struct Decisions {
@@ -33,13 +35,14 @@ pub const DAEMON: Decisions =
     Decisions { name: "the daemon's decisions", next: decide::next, quirk: Quirk::None };
 
 /// The mutants of writes and reconfiguration (DESIGN §5), and three faults that this model found.
-pub const MUTANTS: [Decisions; 10] = [
+pub const MUTANTS: [Decisions; 11] = [
     Decisions { name: "accept F={S1}", next: accept_one_secondary, ..DAEMON },
     Decisions { name: "sync names before Joint", next: names_before_joint, ..DAEMON },
     Decisions { name: "Stable before the barrier", next: stable_before_barrier, ..DAEMON },
     Decisions { name: "open before the barrier", next: open_before_barrier, ..DAEMON },
     Decisions { name: "elect by LSN alone", next: elect_by_lsn, ..DAEMON },
     Decisions { name: "count a rewound replica", quirk: Quirk::Rewinds, ..DAEMON },
+    Decisions { name: "take a rewound copy for whole", next: whole_at_once, ..DAEMON },
     Decisions { name: "reopen a tunnel from a local file", quirk: Quirk::Reopens, ..DAEMON },
     Decisions { name: "obey a late order of the same reign", quirk: Quirk::Rearranges, ..DAEMON },
     Decisions { name: "attach only who answered the fence", next: attach_answered, ..DAEMON },
@@ -113,6 +116,21 @@ fn elect_by_lsn(view: &View<'_>, database: &Database, progress: &Progress) -> Ve
         }
     }
     decide::next(view, database, &progress)
+}
+
+/// Says of an incomplete copy that it may count as soon as its instance runs, wherever its log ends.
+fn whole_at_once(view: &View<'_>, database: &Database, progress: &Progress) -> Vec<Act> {
+    let incomplete = |(id, r): (&ReplicaId, &quorate_model::Replica)| {
+        let runs = view.report(*id).is_some_and(|report| report.run == RunState::Running);
+        (runs && matches!(r.state, ReplicaState::Incomplete { .. })).then_some(*id)
+    };
+    let Some(replica) = database.replicas.iter().find_map(incomplete) else {
+        return decide::next(view, database, progress);
+    };
+    vec![Act::Propose {
+        change: Change::MarkReplica { replica, state: ReplicaState::Up },
+        note: Note::Nothing,
+    }]
 }
 
 /// Leaves those alone whose fences failed.

@@ -2,11 +2,14 @@
 //!
 //! Each is a run of the model itself: its steps are taken by the same decisions as those that follow.
 
-use crate::writes::Action;
+use crate::decisions::DAEMON;
 use crate::writes::coordinator::FIRST_COORDINATOR;
 use crate::writes::state::Letter;
-use quorate_model::{Epoch, NodeId, ReplicaId};
+use crate::writes::state::State;
+use crate::writes::{Action, Bounds, Writes, heal};
+use quorate_model::{Epoch, NodeId, Phase, ReplicaId, RunState};
 use quorate_reconfig_agent::decide::OrderKind;
+use stateright::Model;
 
 const OLD: ReplicaId = ReplicaId(1);
 const NEW: ReplicaId = ReplicaId(2);
@@ -61,5 +64,20 @@ pub fn candidate_alone_has_it() -> Vec<Action> {
     let mut steps =
         vec![Action::Write(OLD), Action::Ship(OLD, NEW), Action::Acknowledge(OLD), Action::Write(OLD)];
     steps.extend(failover());
+    steps
+}
+
+/// The same, and the former primary is back: the others are stable without it, and its log was found to hold what theirs
+/// does not. The way there is the one that a cluster takes by itself.
+pub fn former_primary_is_divergent(bounds: &Bounds) -> Vec<Action> {
+    let mut steps = candidate_alone_has_it();
+    let model = Writes { prologue: steps.clone(), ..Writes::new(bounds.clone(), DAEMON) };
+    let is_there = |state: &State| {
+        let divergent = state.replicas.get(&OLD).is_some_and(|r| r.standing.run == RunState::Divergent);
+        divergent && state.map.database().is_some_and(|record| record.phase == Phase::Stable)
+    };
+    let way = model.init_states().pop().and_then(|state| heal::walk(bounds, DAEMON, state, is_there));
+    // Without it, the checks that begin there would check nothing.
+    steps.extend(way.expect("a former primary with a tail of its own is found out"));
     steps
 }

@@ -69,6 +69,7 @@ fn quiet() -> Bounds {
         switchovers: 0,
         faults: 0,
         kinds: ALL_FAULTS.into(),
+        rewinds: false,
         quorum_lost: false,
     }
 }
@@ -82,6 +83,16 @@ fn of_writes(size: Size) -> Vec<(&'static str, Bounds, Vec<Action>)> {
         Size::Small => BTreeSet::from([Fault::Crash]),
         Size::Medium | Size::Large => [Fault::Suspect, Fault::Crash].into(),
     };
+    let rewound = Bounds {
+        writes: 2,
+        elections: 2,
+        joins: 1,
+        faults: 2 + some,
+        kinds: after_failover.clone(),
+        rewinds: true,
+        ..quiet()
+    };
+    let divergent = prologue::former_primary_is_divergent(&rewound);
     vec![
         ("failover", Bounds { faults: 1 + most, elections: 1 + some, ..quiet() }, Vec::new()),
         (
@@ -123,6 +134,7 @@ fn of_writes(size: Size) -> Vec<(&'static str, Bounds, Vec<Action>)> {
             Bounds { writes: 2, elections: 2, faults: 2 + some, kinds: after_failover.clone(), ..quiet() },
             prologue::candidate_alone_has_it(),
         ),
+        ("a rewind", rewound, divergent),
     ]
 }
 
@@ -202,6 +214,11 @@ fn harm(mutant: Decisions) -> Writes {
         "Stable before the barrier" => (Bounds { joins: 1, ..suspect }, Vec::new(), 0),
         "elect by LSN alone" => (twice, prologue::reign_of_the_second(), 0),
         "count a rewound replica" => (twice, prologue::candidate_alone_has_it(), 0),
+        "take a rewound copy for whole" => {
+            let rewound = Bounds { joins: 1, rewinds: true, ..twice };
+            let prologue = prologue::former_primary_is_divergent(&rewound);
+            (rewound, prologue, 0)
+        }
         "reopen a tunnel from a local file" => {
             (Bounds { faults: 2, kinds: [Fault::Suspect, Fault::PowerOff].into(), ..suspect }, Vec::new(), 0)
         }

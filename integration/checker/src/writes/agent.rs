@@ -148,7 +148,7 @@ fn attach_checked(
         }
         let position = replica.instance.position();
         if relate(lineage, &position) == Relation::Divergent && replica.quirk == Quirk::Rewinds {
-            replica.instance.log.truncate(1);
+            replica.discard(1);
         } else if relate(lineage, &position) == Relation::Divergent {
             replica.standing.run = RunState::Divergent;
             return Err(Failure::Divergent { replica: id, lsn: position.lsn, timeline: position.timeline });
@@ -241,6 +241,7 @@ pub fn ship(state: &mut State, primary: ReplicaId, standby: ReplicaId) {
     if let Some(s) = state.replica(standby) {
         let have = s.instance.log.len();
         s.instance.log.extend(log.into_iter().skip(have));
+        s.grew();
     }
     if let Some(p) = state.replica(primary) {
         let sender = p.instance.senders.entry(standby).or_insert(Sender { flushed, stale: None });
@@ -355,7 +356,7 @@ pub fn holds_row(state: &State, configuration: &Configuration, epoch: Epoch) -> 
 }
 
 /// The keeper's look at a running instance. Returns whether it did anything.
-pub fn keep(state: &mut State, id: ReplicaId) {
+pub fn keep(state: &mut State, id: ReplicaId, rewinds: bool) {
     let Some(replica) = state.replicas.get(&id) else { return };
     let map = state.map_at(replica.node).clone();
     let Some(database) = map.database() else { return };
@@ -365,9 +366,14 @@ pub fn keep(state: &mut State, id: ReplicaId) {
         }
         return;
     }
+    let duty = state.replicas[&id].standing.duty(id, database);
+    if let Duty::Rewind(route) = &duty
+        && rewinds
+    {
+        return rewind(state, id, route);
+    }
     let Some(replica) = state.replica(id) else { return };
-    match replica.standing.duty(id, database) {
-        // Divergent copies are rebuilt here: what a rewind discards is what a new copy never had.
+    match duty {
         Duty::Nothing | Duty::Rewind(_) => {}
         Duty::Admit(allowed) => {
             let reign = database.epoch.reign();
@@ -385,6 +391,22 @@ pub fn keep(state: &mut State, id: ReplicaId) {
             let _ = attach_checked(replica, id, route, &database.lineage);
         }
     }
+}
+
+/// pg_rewind: what the primary's log does not hold is gone, and what of it comes with the changed blocks is less than what
+/// the stream brings afterwards. Nothing of that here: the longest time in which the copy is short of its floor.
+fn rewind(state: &mut State, id: ReplicaId, from: &Route) {
+    let Some(source) = state.replicas.get(&from.primary).filter(|p| state.is_on(p)) else { return };
+    let admits = source.upstream.as_ref().is_some_and(|a| a.reign == from.epoch && a.allowed.contains(&id));
+    if !source.is_primary() || !admits {
+        return;
+    }
+    let source = source.instance.log.clone();
+    let Some(replica) = state.replica(id) else { return };
+    let same = replica.instance.log.iter().zip(&source).take_while(|(own, its)| own == its).count();
+    replica.discard(same);
+    replica.instance.mode = Mode::Standby;
+    replica.standing.started();
 }
 
 /// The keeper starts an instance that is down: as a standby, always.
@@ -423,6 +445,7 @@ pub fn power_off(replica: &mut Replica) {
     *replica = Replica {
         work: replica.work.iter().map(|work| Work::Lost { letter: work.letter() }).collect(),
         led: replica.led,
+        floor: replica.floor,
         file: replica.file.clone(),
         quirk: replica.quirk,
         ..Replica::new(replica.node, replica.standing.promise(), instance)

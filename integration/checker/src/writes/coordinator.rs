@@ -128,7 +128,7 @@ fn decide(
     let reports: BTreeMap<ReplicaId, Heard> = database
         .replicas
         .keys()
-        .filter_map(|id| Some((*id, report(state, database, *id)?)))
+        .filter_map(|id| Some((*id, report(state, bounds, database, *id)?)))
         .map(|(id, (report, led))| {
             let unwell_since_ms = (report.run != RunState::Running).then_some(0);
             (id, Heard { report, at_ms: now_ms, unwell_since_ms, led })
@@ -154,7 +154,12 @@ fn decide(
 }
 
 /// What a node with power says of its replica; nothing of one without.
-fn report(state: &State, database: &Database, id: ReplicaId) -> Option<(ReplicaReport, Option<Epoch>)> {
+fn report(
+    state: &State,
+    bounds: &Bounds,
+    database: &Database,
+    id: ReplicaId,
+) -> Option<(ReplicaReport, Option<Epoch>)> {
     let node = database.node_of(id)?;
     if state.off.contains(&node) {
         return None;
@@ -184,6 +189,8 @@ fn report(state: &State, database: &Database, id: ReplicaId) -> Option<(ReplicaR
     report.promise = replica.standing.promise();
     report.timeline = replica.instance.timeline();
     report.gate = replica.gate;
+    // Asked for by nobody but the return of a divergent copy.
+    report.position = bounds.rewinds.then(|| replica.instance.position());
     report.streaming = replica
         .downstream
         .as_ref()

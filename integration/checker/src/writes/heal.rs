@@ -27,21 +27,34 @@ pub fn heals(model: &Writes, state: State) -> bool {
 }
 
 /// How many steps it took.
-pub fn way(bounds: &Bounds, decisions: Decisions, mut state: State) -> Option<usize> {
+pub fn way(bounds: &Bounds, decisions: Decisions, state: State) -> Option<usize> {
+    walk(bounds, decisions, state, rests).map(|steps| steps.len())
+}
+
+/// The steps to the first state on the way of which `is_there` holds.
+pub fn walk(
+    bounds: &Bounds,
+    decisions: Decisions,
+    mut state: State,
+    is_there: impl Fn(&State) -> bool,
+) -> Option<Vec<Action>> {
     state.zombie = None;
+    let mut steps = Vec::new();
     let bounds =
         Bounds { elections: u8::MAX, joins: u8::MAX, built: 8, faults: 0, writes: 0, ..bounds.clone() };
     let calm =
         Writes { bounds, decisions, only: &[], heal_one_in: 0, healed: Arc::default(), prologue: Vec::new() };
-    for step in 0..STEPS {
-        if rests(&state) {
-            return Some(step);
+    for _ in 0..STEPS {
+        if is_there(&state) {
+            return Some(steps);
         }
         let mut actions = Vec::new();
         calm.progress(&state, &mut actions);
         actions.extend(state.replicas.keys().map(|id| Action::Expire(*id)));
         // The coordinator looks when everything else has been done, and waits when its look changed nothing.
-        let next = actions.into_iter().find_map(|action: Action| calm.next_state(&state, action))?;
+        let next = |action: Action| Some((calm.next_state(&state, action.clone())?, action));
+        let (next, action) = actions.into_iter().find_map(next)?;
+        steps.push(action);
         state = next;
     }
     None

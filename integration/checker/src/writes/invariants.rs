@@ -1,7 +1,6 @@
 //! The invariants of DESIGN §5 that apply to writes and reconfiguration, one property each.
 //!
-//! I7 and I8 are of the model of leases. I12 has no property of its own: a replica that discarded log and counts is
-//! caught by I1. I6 and I13 are checked where a step ends, I5 between two states.
+//! I7 and I8 are of the model of leases. I6 and I13 are checked where a step ends, I5 between two states.
 
 use super::postgres::Entry;
 use super::state::{Letter, Replica, State};
@@ -10,7 +9,7 @@ use quorate_model::{Epoch, GateReport, Phase, ReplicaId};
 use stateright::Property;
 use std::collections::BTreeMap;
 
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
     "I1 an acknowledged commit is in the log of every later activated primary",
     "I2 no door is open to an epoch older than the promise",
     "I3 no write quorum is usable after an election that it does not know of",
@@ -20,6 +19,7 @@ const NAMES: [&str; 11] = [
     "I9 at least two copies, one change at a time, sync names within the configurations in force",
     "I10 no loss without an operator's word",
     "I11 learners and dropped replicas never count",
+    "I12 a replica that discarded log is incomplete until it is past its floor",
     "I13 no order of an older epoch than the promise takes effect",
     "I14 without further faults it comes to rest, stable and open",
 ];
@@ -35,8 +35,9 @@ pub fn properties() -> Vec<Property<Writes>> {
         Property::always(NAMES[6], |_, s: &State| names_within(s)),
         Property::always(NAMES[7], |_, s: &State| s.map.database().is_some_and(|d| d.epoch.data_loss == 0)),
         Property::always(NAMES[8], |_, s: &State| counts_members(s)),
-        Property::always(NAMES[9], |_, s: &State| s.broken != Some("I13")),
-        Property::always(NAMES[10], |model: &Writes, s: &State| model.heals(s)),
+        Property::always(NAMES[9], |_, s: &State| bars_discarded(s)),
+        Property::always(NAMES[10], |_, s: &State| s.broken != Some("I13")),
+        Property::always(NAMES[11], |model: &Writes, s: &State| model.heals(s)),
     ]
 }
 
@@ -113,6 +114,13 @@ fn counts_members(state: &State) -> bool {
     let Some(record) = state.map.database() else { return false };
     let members = record.members();
     leading(state, record.epoch).all(|(_, r)| r.instance.counted().all(|(s, _)| members.contains(&s)))
+}
+
+/// I12: by the record, whoever looks at it.
+fn bars_discarded(state: &State) -> bool {
+    let Some(record) = state.map.database() else { return false };
+    let known = state.replicas.iter().filter(|(id, _)| record.replicas.contains_key(id));
+    known.filter(|(_, r)| r.floor.is_some()).all(|(id, _)| record.is_barred(*id))
 }
 
 fn leading(state: &State, epoch: Epoch) -> impl Iterator<Item = (&ReplicaId, &std::sync::Arc<Replica>)> {

@@ -73,6 +73,8 @@ pub struct Bounds {
     pub switchovers: u8,
     pub faults: u8,
     pub kinds: BTreeSet<Fault>,
+    /// Whether divergent copies are rewound; otherwise they are rebuilt, and fewer states are visited.
+    pub rewinds: bool,
     /// Whether a lost quorum is recorded as such: no decision depends on it, and it doubles the states.
     pub quorum_lost: bool,
 }
@@ -362,7 +364,7 @@ impl Writes {
                     coordinator::answer(state, letter, outcome);
                 }
             }
-            Action::Keep(id) => agent::keep(state, id),
+            Action::Keep(id) => agent::keep(state, id, self.bounds.rewinds),
             Action::Start(id) => agent::start(state, id),
             Action::Build(id) => agent::build(state, id),
             Action::Expire(id) => {

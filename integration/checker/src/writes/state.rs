@@ -2,7 +2,7 @@
 
 use super::postgres::{Instance, Mode, Names};
 use crate::decisions::Quirk;
-use quorate_model::{Database, Epoch, GateReport, NodeId, OperationId, PartitionMap, ReplicaId};
+use quorate_model::{Database, Epoch, GateReport, NodeId, OperationId, PartitionMap, Position, ReplicaId};
 use quorate_reconfig_agent::agent::standing::Standing;
 use quorate_reconfig_agent::decide::{Claim, OrderKind, Progress, What};
 use quorate_reconfig_agent::tunnel::Route;
@@ -88,6 +88,8 @@ pub struct Replica {
     /// The last reign in which its gate was open, as its coordinator has seen.
     pub led: Option<Epoch>,
     pub work: Vec<Work>,
+    /// History: the end of the log that it has discarded, until its log is past that.
+    pub floor: Option<Position>,
     /// What a local file would tell of its last route. Only a mutant writes one.
     pub file: Option<Route>,
     pub quirk: Quirk,
@@ -104,9 +106,25 @@ impl Replica {
             gate: GateReport::Closed,
             led: None,
             work: Vec::new(),
+            floor: None,
             file: None,
             quirk: Quirk::None,
         }
+    }
+
+    /// Goes back to the first `entries` of its log.
+    pub fn discard(&mut self, entries: usize) {
+        let end = self.instance.position();
+        if self.floor.is_none_or(|floor| floor.rank() < end.rank()) {
+            self.floor = Some(end);
+        }
+        self.instance.log.truncate(entries);
+    }
+
+    /// Its log has grown.
+    pub fn grew(&mut self) {
+        let end = self.instance.position();
+        self.floor.take_if(|floor| end.rank() >= floor.rank());
     }
 
     pub fn is_primary(&self) -> bool {
