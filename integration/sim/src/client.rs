@@ -2,12 +2,12 @@
 //! out through the gate again, as `proxy` does it with bytes.
 
 use crate::net::SimPeers;
-use crate::oracle::{Egress, Oracle};
+use crate::oracle::{Egress, Floor, Oracle};
 use crate::pg::host::Registry;
-use crate::pg::server::{NoResult, Placed};
+use crate::pg::server::NoResult;
 use crate::pg::wal::KEYS;
 use crate::scene::{Conditions, Plant};
-use quorate_model::{DatabaseId, Epoch, GateReport, NodeId, PartitionMap, ReplicaId};
+use quorate_model::{DatabaseId, Epoch, GateReport, NodeId, PartitionMap, Reads, ReplicaId};
 use quorate_proxy::{Gates, Pass, Slot};
 use quorate_transport::{CallError, Fault, Handler, PeerNetwork, Service, decode, encode};
 use serde::{Deserialize, Serialize};
@@ -118,30 +118,32 @@ impl Door {
             return Told::Refused;
         };
         let replica = server.replica;
-        let egress = |key| Egress {
+        let egress = |key, by, floor: Floor| Egress {
             database: ask.database,
             replica,
             reign: self.reign_of(&gate, replica, reign),
             key,
+            by,
+            began_in: floor.newest,
         };
         match ask.statement {
-            Statement::Write { key, serial } => match server.commit(key, serial).await {
-                Ok(placed) if self.leave(&mut pass).await => {
-                    self.oracle.acknowledged(egress(key), placed);
-                    Told::Done
-                }
-                Ok(Placed { .. }) | Err(NoResult::Lost) => Told::Unknown,
-                Err(NoResult::Refused) => Told::Refused,
-            },
+            Statement::Write { key, serial } => {
+                let floor = self.oracle.floor(ask.database, key);
+                let placed = match server.commit(key, serial).await {
+                    Ok(placed) => placed,
+                    Err(NoResult::Lost) => return Told::Unknown,
+                    Err(NoResult::Refused) => return Told::Refused,
+                };
+                let Some(by) = self.leave(&mut pass).await else { return Told::Unknown };
+                self.oracle.acknowledged(egress(key, by, floor), placed);
+                Told::Done
+            }
             Statement::Read { key } => {
                 let floor = self.oracle.floor(ask.database, key);
-                match server.read(key) {
-                    Ok(value) if self.leave(&mut pass).await => {
-                        self.oracle.returned(egress(key), floor, value);
-                        Told::Done
-                    }
-                    Ok(_) | Err(_) => Told::Refused,
-                }
+                let Ok(value) = server.read(key) else { return Told::Refused };
+                let Some(by) = self.leave(&mut pass).await else { return Told::Refused };
+                self.oracle.returned(egress(key, by, floor), floor, value);
+                Told::Done
             }
         }
     }
@@ -155,18 +157,22 @@ impl Door {
         }
     }
 
-    /// Waits until the result may leave. False when the session was ended first.
-    async fn leave(&self, pass: &mut Pass) -> bool {
+    /// Waits until the result may leave, by a lease or by a confirmation, as the database's option says. None when the
+    /// session was ended first.
+    async fn leave(&self, pass: &mut Pass) -> Option<Reads> {
+        // The session's only result.
+        const RECEIVED: u64 = 1;
         loop {
+            let by = pass.gate().reads();
             let leaves = match self.conditions.plant {
                 Some(Plant::NoLease) => pass.may_enter(),
-                _ => pass.may_leave(),
+                _ => pass.leaves_until(RECEIVED) >= RECEIVED,
             };
             if leaves {
-                return true;
+                return Some(by);
             }
             if matches!(pass.door(), quorate_proxy::Door::Ended { .. }) {
-                return false;
+                return None;
             }
             sleep(Duration::from_millis(1)).await;
         }

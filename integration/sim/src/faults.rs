@@ -1,10 +1,12 @@
 //! The nemesis: one fault after another, most of which end by themselves, many of which overlap.
 
 use crate::dice::Dice;
+use crate::pg::instance::SimInstance;
 use crate::trace;
 use crate::world::World;
-use quorate_model::{Command, DatabaseId, NodeId};
+use quorate_model::{Command, DatabaseId, NodeId, ReplicaId};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Between two faults, milliseconds.
 const SHORTEST_PAUSE: u64 = 40;
@@ -20,6 +22,7 @@ enum Undo {
     Loss(Vec<Link>),
     Slow(Vec<Link>),
     Disk(NodeId),
+    Hang(NodeId, Arc<SimInstance>),
 }
 
 #[derive(Default)]
@@ -56,7 +59,9 @@ impl Nemesis {
 
     /// Everything works again.
     pub fn heal(&mut self, world: &mut World) {
-        self.undo.clear();
+        for (_, undo) in std::mem::take(&mut self.undo) {
+            end(world, undo);
+        }
         world.net.weather(|w| *w = Default::default());
         world.conditions.all_disks_well();
         let now = world.now_ms;
@@ -79,12 +84,15 @@ impl Nemesis {
             37..43 => self.slow(world, dice),
             43..53 => crash(world, dice, true),
             53..59 => crash(world, dice, false),
-            59..70 => pause(world, dice),
-            70..80 => kill_postmaster(world, dice),
-            80..86 => self.slow_disk(world, dice),
-            86..90 => lose_disk(world, dice),
-            90..94 => drift(world, dice),
-            94..98 => switch_over(world, dice),
+            59..68 => pause(world, dice),
+            68..76 => kill_postmaster(world, dice),
+            76..81 => self.hang_postmaster(world, dice),
+            81..85 => self.slow_disk(world, dice),
+            85..88 => lose_disk(world, dice),
+            88..90 => lose_disks_of_node(world, dice),
+            90..92 => lose_quorum(world, dice),
+            92..95 => drift(world, dice),
+            95..98 => switch_over(world, dice),
             _ => relocate(world, dice),
         }
     }
@@ -170,6 +178,24 @@ impl Nemesis {
         self.undo.push((world.now_ms + lasts, Undo::Disk(node)));
         Some("slow fsync")
     }
+
+    /// SIGSTOP of a postmaster, or of all its processes. The daemon finds out by its probe.
+    fn hang_postmaster(&mut self, world: &mut World, dice: &mut Dice) -> Option<&'static str> {
+        let (at, victim) = instance(world, dice)?;
+        let all = dice.chance(500);
+        // Beyond what a hung secondary is given before it is killed, too.
+        let lasts = if dice.chance(700) { dice.between(100, 4_000) } else { dice.between(4_000, 15_000) };
+        let hung = world.nodes[at].as_kernel(|| victim.hang(all));
+        trace::running(NodeId(0));
+        let what = if all { "instance" } else { "postmaster" };
+        let (id, node) = (victim.replica, world.nodes[at].id);
+        trace::note(&format!("FAULT {what} of {id} on {node} stopped for {lasts} ms: {hung}"));
+        if !hung {
+            return None;
+        }
+        self.undo.push((world.now_ms + lasts, Undo::Hang(node, victim)));
+        Some(if all { "instance hang" } else { "postmaster hang" })
+    }
 }
 
 fn end(world: &mut World, undo: Undo) {
@@ -178,6 +204,13 @@ fn end(world: &mut World, undo: Undo) {
         Undo::Loss(links) => world.net.weather(|w| w.loss.retain(|link, _| !links.contains(link))),
         Undo::Slow(links) => world.net.weather(|w| w.slow.retain(|link, _| !links.contains(link))),
         Undo::Disk(node) => world.conditions.slow_disk(node, None),
+        Undo::Hang(id, instance) => {
+            if let Some(node) = world.nodes.iter().find(|n| n.id == id) {
+                let went_on = node.as_kernel(|| instance.go_on());
+                trace::running(NodeId(0));
+                trace::note(&format!("{} goes on: {went_on}", instance.replica));
+            }
+        }
     }
 }
 
@@ -224,11 +257,16 @@ fn pause(world: &mut World, dice: &mut Dice) -> Option<&'static str> {
     Some("node pause")
 }
 
-fn kill_postmaster(world: &mut World, dice: &mut Dice) -> Option<&'static str> {
+/// Any instance of any node that is up.
+fn instance(world: &World, dice: &mut Dice) -> Option<(usize, Arc<SimInstance>)> {
     let up: Vec<usize> = (0..world.nodes.len()).filter(|at| world.nodes[*at].live().is_some()).collect();
     let &at = dice.pick(&up)?;
     let instances = world.nodes[at].live()?.registry.instances();
-    let victim = dice.pick(&instances)?;
+    Some((at, dice.pick(&instances)?.clone()))
+}
+
+fn kill_postmaster(world: &mut World, dice: &mut Dice) -> Option<&'static str> {
+    let (at, victim) = instance(world, dice)?;
     let forgets = world.conditions.plant == Some(crate::scene::Plant::ForgottenFlush);
     let killed = world.nodes[at].as_kernel(|| victim.kill(dice, forgets));
     trace::running(NodeId(0));
@@ -249,11 +287,67 @@ fn lose_disk(world: &mut World, dice: &mut Dice) -> Option<&'static str> {
     let &(replica, node) = dice.pick(&replicas)?;
     let at = world.nodes.iter().position(|n| n.id == node && n.is_up())?;
     trace::note(&format!("FAULT the disk of {replica} on {node} is lost"));
-    world.crash(at, true);
-    *world.disks.open(node, replica).content() = Default::default();
-    world.oracle.lost(replica);
+    wipe(world, at, &[replica]);
     world.nodes[at].restart_at = Some(world.now_ms + dice.between(50, 2_000));
     Some("disk loss")
+}
+
+/// The node ends, and these replicas' directories are empty when it comes back, the promises with them.
+fn wipe(world: &mut World, at: usize, replicas: &[ReplicaId]) {
+    world.crash(at, true);
+    let node = world.nodes[at].id;
+    for replica in replicas {
+        *world.disks.open(node, *replica).content() = Default::default();
+        world.oracle.lost(*replica);
+    }
+}
+
+/// Every replica of a node is gone at once, of whole databases only. The map's disk is another: Raft does not tolerate a
+/// voter that forgot its votes, and such a node has to join under a new id.
+fn lose_disks_of_node(world: &mut World, dice: &mut Dice) -> Option<&'static str> {
+    let at = victim(world, dice)?;
+    let node = world.nodes[at].id;
+    let map = world.map();
+    let here =
+        |d: &DatabaseId| map.databases.get(d).is_some_and(|r| r.replicas.values().any(|x| x.node == node));
+    let whole = world.databases.iter().filter(|d| here(d)).all(|d| world.is_whole(&map, *d));
+    let replicas = world.disks.on(node);
+    if !whole || replicas.is_empty() {
+        return None;
+    }
+    trace::note(&format!("FAULT the disks of {replicas:?} on {node} are lost"));
+    wipe(world, at, &replicas);
+    world.nodes[at].restart_at = Some(world.now_ms + dice.between(50, 4_000));
+    Some("disk loss of a node")
+}
+
+/// Two of a database's three copies are gone for good. What only they held, only an operator can give up.
+fn lose_quorum(world: &mut World, dice: &mut Dice) -> Option<&'static str> {
+    let map = world.map();
+    let whole: Vec<DatabaseId> =
+        world.databases.iter().copied().filter(|d| world.is_whole(&map, *d)).collect();
+    let &database = dice.pick(&whole)?;
+    let record = map.databases.get(&database)?;
+    let mut replicas: Vec<(ReplicaId, NodeId)> =
+        record.replicas.iter().map(|(id, r)| (*id, r.node)).collect();
+    let up = |node: NodeId| world.nodes.iter().position(|n| n.id == node && n.is_up());
+    // Most of the time the primary is among them.
+    let spared = match dice.chance(200) {
+        true => record.current.primary,
+        false => *dice.pick(&record.current.voters.iter().copied().collect::<Vec<_>>())?,
+    };
+    replicas.retain(|(id, _)| *id != spared);
+    let places: Vec<usize> = replicas.iter().filter_map(|(_, node)| up(*node)).collect();
+    if places.len() != replicas.len() {
+        return None;
+    }
+    trace::note(&format!("FAULT of {database} only {spared} is left; the disks of {replicas:?} are lost"));
+    for ((replica, _), at) in replicas.into_iter().zip(places) {
+        wipe(world, at, &[replica]);
+        world.nodes[at].restart_at = Some(world.now_ms + dice.between(50, 2_000));
+    }
+    world.operator.knows_of_ruin(database);
+    Some("quorum loss")
 }
 
 fn drift(world: &mut World, dice: &mut Dice) -> Option<&'static str> {

@@ -19,6 +19,7 @@ mod faults;
 mod many;
 mod net;
 mod node;
+mod operator;
 mod oracle;
 mod pg;
 mod run;

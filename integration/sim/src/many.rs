@@ -17,12 +17,15 @@ const ENOUGH_FAILURES: usize = 10;
 pub fn line(seed: u64, verdict: &Verdict, real_ms: u64) -> String {
     let v = verdict;
     let mut text = format!(
-        "RESULT seed={seed} faults={} acknowledged={} reads={} unknown={} lost={} heal_ms={} elections={} simulated_ms={} messages={} lost_messages={} doubled_messages={} real_ms={real_ms} hash={:016x}",
+        "RESULT seed={seed} faults={} acknowledged={} reads={} confirmed={} unknown={} lost={} recoveries={} accepted={} heal_ms={} elections={} simulated_ms={} messages={} lost_messages={} doubled_messages={} real_ms={real_ms} hash={:016x}",
         v.faults,
         v.acknowledged,
         v.reads,
+        v.confirmed,
         v.unknown,
         v.lost,
+        v.recoveries,
+        v.accepted,
         v.heal_ms,
         v.elections,
         v.simulated_ms,
@@ -190,6 +193,9 @@ fn report(sum: &Sum, first: u64, took: Duration) {
     row("  lost", sum.value("lost").to_string());
     row("  outcome unknown", sum.value("unknown").to_string());
     row("reads", sum.value("reads").to_string());
+    row("results by confirmation", sum.value("confirmed").to_string());
+    row("forced recoveries", sum.value("recoveries").to_string());
+    row("  results given up by them", sum.value("accepted").to_string());
     row("time to heal", format!("p50 {} ms, p99 {} ms, longest {} ms", at(50), at(99), at(100)));
     let simulated = sum.value("simulated_ms") / 1000;
     row("time", format!("{simulated} s simulated in {:.0} s", took.as_secs_f64()));

@@ -20,9 +20,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// The delays of a simulated cluster: the daemon's own, but a lost replica is replaced within seconds.
+/// The delays of a simulated cluster: the daemon's own, but a lost replica is replaced, and a lost quorum
+/// recorded, within seconds.
 pub fn timers() -> Timers {
-    Timers { replace_after: 6_000, shrink_after: 1_000, ..Timers::default() }
+    Timers { replace_after: 6_000, shrink_after: 1_000, quorum_lost_after: 3_000, ..Timers::default() }
 }
 
 /// What the world sees of a node that runs.

@@ -4,11 +4,13 @@ use crate::faults::Nemesis;
 use crate::scene::Plant;
 use crate::trace;
 use crate::world::World;
-use quorate_model::{Command, DatabaseId, NodeId};
+use quorate_model::{Command, DatabaseId, DatabaseOption, NodeId, Reads};
 use std::collections::BTreeMap;
 
 /// Databases of a world.
 const DATABASES: u64 = 3;
+/// The one of them whose results leave by confirmations instead of leases.
+const CONFIRMED: &str = "d1";
 /// A cluster without faults is set up in this time, milliseconds.
 const SETUP_LIMIT_MS: u64 = 30_000;
 /// I14: after the last fault everything is whole in this time, milliseconds.
@@ -23,7 +25,12 @@ pub struct Verdict {
     pub acknowledged: u64,
     pub reads: u64,
     pub unknown: u64,
+    /// Results that left by a confirmation.
+    pub confirmed: u64,
     pub lost: u64,
+    /// Forced recoveries, and what clients had been told of that they gave up.
+    pub recoveries: u64,
+    pub accepted: u64,
     pub heal_ms: u64,
     pub elections: u64,
     pub simulated_ms: u64,
@@ -63,6 +70,9 @@ pub fn play(seed: u64, fault_ms: u64, plant: Option<Plant>) -> std::io::Result<V
     verdict.acknowledged = counts.acknowledged;
     verdict.reads = counts.reads;
     verdict.unknown = counts.unknown;
+    verdict.confirmed = counts.confirmed;
+    verdict.accepted = counts.accepted;
+    verdict.recoveries = map.databases.values().map(|d| d.epoch.data_loss).sum();
     verdict.elections = map.databases.values().map(|d| d.epoch.primary - 1).sum();
     verdict.simulated_ms = world.now_ms;
     verdict.messages = traffic.calls;
@@ -112,6 +122,10 @@ fn set_up(world: &mut World) -> std::io::Result<bool> {
     ready &= wait(world, SETUP_LIMIT_MS, |w| w.map().databases.len() as u64 == DATABASES)?;
     let databases: Vec<DatabaseId> = world.map().databases.keys().copied().collect();
     world.databases = databases.clone();
+    let option = DatabaseOption::Reads(Reads::Confirm);
+    world.propose(Command::SetOption { server: "sim".to_owned(), name: CONFIRMED.to_owned(), option });
+    let is_set = |w: &World| w.map().databases.values().any(|d| d.options.reads == Reads::Confirm);
+    ready &= wait(world, SETUP_LIMIT_MS, is_set)?;
     ready &= wait(world, SETUP_LIMIT_MS, World::are_whole)?;
     databases.into_iter().for_each(|d| world.serve(d));
     if !ready && healthy_so_far(world) {

@@ -5,6 +5,7 @@ use crate::clock;
 use crate::dice::Dice;
 use crate::net::Net;
 use crate::node::SimNode;
+use crate::operator::{self, Operator};
 use crate::oracle::Oracle;
 use crate::pg::disk::Disks;
 use crate::pg::instance::{Around, SimInstance};
@@ -33,6 +34,7 @@ pub struct World {
     pub disks: Arc<Disks>,
     pub conditions: Arc<Conditions>,
     pub oracle: Arc<Oracle>,
+    pub operator: Operator,
     pub databases: Vec<DatabaseId>,
     pub dice: Dice,
     ids: Vec<NodeId>,
@@ -72,6 +74,7 @@ impl World {
             disks,
             conditions,
             oracle,
+            operator: Operator::default(),
             databases: Vec::new(),
             dice,
             ids,
@@ -121,6 +124,7 @@ impl World {
         trace::running(CLIENTS);
         self.clients.step();
         trace::running(NodeId(0));
+        operator::step(self);
         Ok(())
     }
 
@@ -156,7 +160,7 @@ impl World {
     fn primary_on(&self, at: usize, database: DatabaseId) -> Option<Arc<SimInstance>> {
         let live = self.nodes[at].live()?;
         let is_it = |i: &Arc<SimInstance>| {
-            i.database() == database && i.server().is_some_and(|s| s.role() == Role::Primary)
+            i.database() == database && i.any_server().is_some_and(|s| s.role() == Role::Primary)
         };
         live.registry.instances().into_iter().find(is_it)
     }

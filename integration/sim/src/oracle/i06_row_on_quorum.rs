@@ -14,13 +14,15 @@ pub fn check(
     let Some(record) = newest.filter(|r| r.epoch.same_reign(reign) && r.current.primary == primary) else {
         return Ok(());
     };
+    // A lone primary has no write quorum: it acknowledges nothing.
+    let needed = if record.current.is_lone() { 0 } else { record.current.k as usize };
     let has = |r: &ReplicaId| rows.get(r).is_some_and(|row| row.reign() >= reign);
     let voters = record.current.voters.iter().filter(|r| has(r)).count();
-    if has(&primary) && voters >= record.current.k as usize {
+    if has(&primary) && voters >= needed {
         return Ok(());
     }
     Err(format!(
-        "I6: {}: the gate of {primary} opened in reign {reign} while {voters} voters had its epoch row and {} are needed",
-        record.id, record.current.k
+        "I6: {}: the gate of {primary} opened in reign {reign} while {voters} voters had its epoch row and {needed} are needed",
+        record.id
     ))
 }

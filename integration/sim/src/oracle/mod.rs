@@ -21,7 +21,7 @@ mod i12_emptied;
 use crate::pg::server::Placed;
 use crate::pg::wal::{KEYS, Record};
 use crate::trace;
-use quorate_model::{Database, DatabaseId, Epoch, PartitionMap, ReplicaId};
+use quorate_model::{Database, DatabaseId, Epoch, PartitionMap, Reads, ReplicaId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -41,6 +41,8 @@ struct Inner {
     acknowledged: u64,
     reads: u64,
     unknown: u64,
+    confirmed: u64,
+    accepted: u64,
 }
 
 /// What is known of one database.
@@ -57,6 +59,10 @@ pub(crate) struct Book {
     opened: BTreeMap<Epoch, ReplicaId>,
     /// The highest epoch row that each replica ever had durable.
     rows: BTreeMap<ReplicaId, Epoch>,
+    /// How often an operator accepted that data is lost.
+    words: u64,
+    /// The data-loss epoch of the newest gate.
+    data_loss: u64,
 }
 
 /// What a statement has to be at least as new as.
@@ -64,6 +70,10 @@ pub(crate) struct Book {
 pub struct Floor {
     acknowledged: Option<Placed>,
     returned: Option<Placed>,
+    /// In which data-loss epoch: what an operator gave up since may be missing.
+    data_loss: u64,
+    /// The newest reign in which a gate had opened.
+    pub newest: Epoch,
 }
 
 /// The gate through which a result leaves.
@@ -73,6 +83,10 @@ pub struct Egress {
     pub replica: ReplicaId,
     pub reign: Epoch,
     pub key: usize,
+    /// What let it leave.
+    pub by: Reads,
+    /// The newest reign in which a gate had opened when the statement began.
+    pub began_in: Epoch,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -80,6 +94,10 @@ pub struct Counts {
     pub acknowledged: u64,
     pub reads: u64,
     pub unknown: u64,
+    /// Results that left by a confirmation.
+    pub confirmed: u64,
+    /// What clients were told of and an operator gave up.
+    pub accepted: u64,
 }
 
 impl Inner {
@@ -107,6 +125,22 @@ impl Book {
             _ => Ok(()),
         }
     }
+
+    /// A gate opens. In a new data-loss epoch, what its log does not hold is given up, and only then: it is forgotten here.
+    /// How much that is.
+    fn give_up(&mut self, reign: Epoch, log: &[Record]) -> u64 {
+        if reign.data_loss <= self.data_loss {
+            return 0;
+        }
+        self.data_loss = reign.data_loss;
+        let before = self.pinned.len();
+        let is_there = |at: usize, serial: u64| log.get(at).is_some_and(|r| r.serial == serial);
+        self.pinned.retain(|at, serial| is_there(*at, *serial));
+        for known in self.acknowledged.iter_mut().chain(&mut self.returned) {
+            *known = known.filter(|placed| is_there(placed.index, placed.serial));
+        }
+        (before - self.pinned.len()) as u64
+    }
 }
 
 impl Oracle {
@@ -124,7 +158,13 @@ impl Oracle {
 
     pub fn counts(&self) -> Counts {
         let inner = self.inner();
-        Counts { acknowledged: inner.acknowledged, reads: inner.reads, unknown: inner.unknown }
+        Counts {
+            acknowledged: inner.acknowledged,
+            reads: inner.reads,
+            unknown: inner.unknown,
+            confirmed: inner.confirmed,
+            accepted: inner.accepted,
+        }
     }
 
     /// A node shows this map.
@@ -137,7 +177,7 @@ impl Oracle {
             }
             let verdicts = [
                 i09_configurations::record(record),
-                i10_no_loss::record(record),
+                i10_no_loss::record(record, book.words),
                 i05_one_primary::epoch(book.newest.as_ref(), record),
             ];
             book.newest = Some(record.clone());
@@ -218,12 +258,14 @@ impl Oracle {
         let mut inner = self.inner();
         let was_emptied = inner.emptied.contains(&replica);
         let book = inner.book(database);
+        let given_up = book.give_up(reign, log);
         let verdicts = [
             i01_durable::check(database, &book.pinned, &book.opened, (replica, reign), log),
             i05_one_primary::opened(&mut book.opened, database, replica, reign),
             i06_row_on_quorum::check(book.newest.as_ref(), &book.rows, replica, reign),
             i12_emptied::check(database, replica, was_emptied),
         ];
+        inner.accepted += given_up;
         for verdict in verdicts {
             inner.judge(verdict);
         }
@@ -233,14 +275,23 @@ impl Oracle {
     pub fn floor(&self, database: DatabaseId, key: usize) -> Floor {
         let mut inner = self.inner();
         let book = inner.book(database);
-        Floor { acknowledged: book.acknowledged[key], returned: book.returned[key] }
+        let (acknowledged, returned) = (book.acknowledged[key], book.returned[key]);
+        let newest = book.opened.last_key_value().map(|(reign, _)| *reign).unwrap_or_default();
+        Floor { acknowledged, returned, data_loss: book.data_loss, newest }
     }
 
     /// The answer to a commit leaves the gate.
     pub fn acknowledged(&self, egress: Egress, placed: Placed) {
         let mut inner = self.inner();
         inner.acknowledged += 1;
+        inner.confirmed += u64::from(egress.by == Reads::Confirm);
         let book = inner.book(egress.database);
+        if egress.reign.data_loss < book.data_loss {
+            // On its way for so long that an operator has given it up.
+            let verdict = i02_fenced::check(&book.opened, egress);
+            inner.accepted += 1;
+            return inner.judge(verdict);
+        }
         let verdicts = [i02_fenced::check(&book.opened, egress), book.pin(placed)];
         let known = &mut book.acknowledged[egress.key];
         if known.is_none_or(|k| k.index < placed.index) {
@@ -256,13 +307,17 @@ impl Oracle {
     pub fn returned(&self, egress: Egress, floor: Floor, value: Option<Placed>) {
         let mut inner = self.inner();
         inner.reads += 1;
+        inner.confirmed += u64::from(egress.by == Reads::Confirm);
         let book = inner.book(egress.database);
+        // The gate of a new data-loss epoch may have opened since the world last looked.
+        let same = floor.data_loss == egress.reign.data_loss;
+        let floor = if same { floor } else { Floor::default() };
         let mut verdicts = vec![
             i02_fenced::check(&book.opened, egress),
             i07_fresh_reads::check(egress, floor.acknowledged, value),
             i08_stable_values::check(egress, floor.returned, value),
         ];
-        if let Some(placed) = value {
+        if let Some(placed) = value.filter(|_| egress.reign.data_loss >= book.data_loss) {
             verdicts.push(book.pin(placed));
             let known = &mut book.returned[egress.key];
             if known.is_none_or(|k| k.index < placed.index) {
@@ -273,6 +328,11 @@ impl Oracle {
         for verdict in verdicts {
             inner.judge(verdict);
         }
+    }
+
+    /// An operator accepts that data of this database is lost.
+    pub fn word(&self, database: DatabaseId) {
+        self.inner().book(database).words += 1;
     }
 
     /// A client does not know what became of its commit.

@@ -86,9 +86,11 @@ impl SimInstance {
 
     /// The server that runs and answers.
     pub fn server(&self) -> Option<Arc<Server>> {
-        if !matches!(*self.process.borrow(), Process::Running { .. }) {
-            return None;
-        }
+        self.any_server().filter(|_| matches!(*self.process.borrow(), Process::Running { .. }))
+    }
+
+    /// The server, which may be starting or hung.
+    pub fn any_server(&self) -> Option<Arc<Server>> {
         locked(&self.run).as_ref().map(|run| run.server.clone()).filter(|server| !server.is_over())
     }
 
@@ -118,6 +120,29 @@ impl SimInstance {
         self.process
             .send_replace(Process::Exited { reason: "signal: 9 (SIGKILL)".to_owned(), at: Instant::now() });
         true
+    }
+
+    /// SIGSTOP, as the daemon's probe finds it: of the postmaster, whose children go on with what they do, or of `all` its
+    /// processes. False when none runs that answers.
+    pub fn hang(&self, all: bool) -> bool {
+        let Ok(run) = self.run() else { return false };
+        run.server.frozen.send_replace(all);
+        self.process.send_replace(Process::Hung { pid: run.pid });
+        trace::note(&format!("{} is hung", self.replica));
+        true
+    }
+
+    /// SIGCONT, if it was not ended meanwhile. Whether it was hung for so long.
+    pub fn go_on(&self) -> bool {
+        let Some(run) = locked(&self.run).clone() else { return false };
+        run.server.frozen.send_replace(false);
+        self.process.send_if_modified(|process| {
+            let is_hung = *process == Process::Hung { pid: run.pid };
+            if is_hung {
+                *process = Process::Running { pid: run.pid };
+            }
+            is_hung
+        })
     }
 
     fn end(&self, run: &Run, immediate: bool) {
@@ -171,6 +196,7 @@ impl SimInstance {
         let lsn = wal::end_of(index + 1);
         server.flush(index + 1).await.map_err(lost)?;
         server.released(lsn).await.map_err(lost)?;
+        server.thawed().await.map_err(lost)?;
         if !server.is_met(lsn) {
             let detail = format!("too few of the named standbys say that they have {lsn}");
             return Err(InstanceError::Doubt { what, detail });
@@ -332,7 +358,9 @@ impl ReplicaInstance for SimInstance {
             return Ok(());
         };
         let server = &run.server;
-        let mut clean = mode == StopMode::Fast;
+        // One that is stopped (SIGSTOP) hears nothing but SIGKILL.
+        let is_hung = matches!(*self.process.borrow(), Process::Hung { .. });
+        let mut clean = mode == StopMode::Fast && !is_hung;
         if clean {
             // Its sessions end; then it writes a checkpoint, and its walsenders see to it that the standbys have it.
             let was_primary = server.role() == Role::Primary;

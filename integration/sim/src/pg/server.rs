@@ -66,6 +66,8 @@ pub struct Server {
     pub flushed: watch::Sender<usize>,
     released: watch::Sender<Lsn>,
     rows: [tokio::sync::Mutex<()>; KEYS],
+    /// All its processes are stopped (SIGSTOP).
+    pub frozen: watch::Sender<bool>,
     /// Cancelled at its end.
     pub ended: CancellationToken,
 }
@@ -110,6 +112,7 @@ impl Server {
             flushed: watch::Sender::new(flushed),
             released: watch::Sender::new(Lsn(0)),
             rows: Default::default(),
+            frozen: watch::Sender::new(false),
             ended: CancellationToken::new(),
         })
     }
@@ -155,6 +158,16 @@ impl Server {
         Some(content.records.len() - 1)
     }
 
+    /// Waits while it is stopped.
+    pub async fn thawed(&self) -> Result<(), NoResult> {
+        let mut frozen = self.frozen.subscribe();
+        tokio::select! {
+            biased;
+            () = self.ended.cancelled() => Err(NoResult::Lost),
+            runs = frozen.wait_for(|frozen| !frozen) => runs.map(|_| ()).map_err(|_| NoResult::Lost),
+        }
+    }
+
     /// Returns when so many records are durable.
     pub async fn flush(&self, count: usize) -> Result<(), NoResult> {
         loop {
@@ -171,6 +184,7 @@ impl Server {
                 if !takes.is_zero() {
                     tokio::time::sleep(takes).await;
                 }
+                self.thawed().await?;
                 if self.is_over() {
                     return Err(NoResult::Lost);
                 }
@@ -274,13 +288,15 @@ impl Server {
         // The row stays locked until the commit is over.
         let _row = self.rows[key].lock().await;
         let index = {
-            if self.role() != Role::Primary {
+            // Where no standby counts, sessions begin read-only.
+            if self.role() != Role::Primary || self.state().names.names.is_empty() {
                 return Err(NoResult::Refused);
             }
             self.append(What::Commit { key }, serial).ok_or(NoResult::Refused)?
         };
         self.flush(index + 1).await?;
         self.released(wal::end_of(index + 1)).await?;
+        self.thawed().await?;
         let placed = Placed { index, serial };
         self.state().visible[key] = Some(placed);
         Ok(placed)

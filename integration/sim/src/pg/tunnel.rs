@@ -175,6 +175,15 @@ impl SimDownstream {
                 message = pipe.receive() => message,
             };
             let Some(Message::Wal { from, before, records, history, end }) = message else { return true };
+            let thawed = tokio::select! {
+                biased;
+                thawed = server.thawed() => thawed.is_ok(),
+                () = cut.cancelled() => false,
+                () = stop.cancelled() => false,
+            };
+            if !thawed {
+                return false;
+            }
             if !server.receive(from, before, &records, &history) {
                 return true;
             }
@@ -409,6 +418,14 @@ async fn walsender(
                 (message, content.flushed.max(sent))
             })
         };
+        let thawed = tokio::select! {
+            biased;
+            () = cut.cancelled() => false,
+            thawed = server.thawed() => thawed.is_ok(),
+        };
+        if !thawed {
+            break;
+        }
         if let Some((message, end)) = ready {
             first = false;
             sent = end;
