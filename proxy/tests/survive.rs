@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::raw::RawClient;
+use common::raw::{RawClient, message};
 use common::*;
 use quorate_model::GateReport;
 use std::time::{Duration, Instant};
@@ -64,6 +64,37 @@ async fn sessions_between_transactions_go_on_at_another_primary() {
         let admin = second.admin().await;
         assert_eq!(number(&admin, "select count(*) from t where a = 2").await.unwrap(), 0);
         admin.batch_execute("truncate t").await.unwrap();
+    }
+}
+
+/// As libpq does in pipelines: a Flush behind the Sync, which begins nothing and is answered by nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flush_behind_a_sync_is_not_a_request() {
+    use tokio::io::AsyncWriteExt;
+    let (first, second) = (Postgres::start().await, Postgres::start().await);
+    let batch = |sql: &str| {
+        let parse = message(b'P', &[b"\0", sql.as_bytes(), b"\0\0\0"].concat());
+        let bind = message(b'B', &[0; 8]);
+        [parse, bind, message(b'E', &[0; 5]), message(b'S', &[]), message(b'H', &[])].concat()
+    };
+    let tags = |all: Vec<(u8, Vec<u8>)>| all.into_iter().map(|(tag, _)| tag).collect::<Vec<_>>();
+    for entry in [1, 2] {
+        let cluster = Cluster::start().await;
+        cluster.open(1, &first);
+        let (mut idle, mut open) =
+            (RawClient::log_in(&cluster, entry).await, RawClient::log_in(&cluster, entry).await);
+        for (raw, sql) in [(&mut idle, "select 1"), (&mut open, "begin")] {
+            raw.0.write_all(&batch(sql)).await.unwrap();
+            raw.messages_until_ready().await;
+        }
+        fail_over(&cluster, 2, &second, true).await;
+        open.send(b'H', &[]).await;
+        idle.0.write_all(&batch("select 2")).await.unwrap();
+        assert_eq!(tags(idle.messages_until_ready().await), b"12DCZ");
+        for expected in [&b"EZ"[..], b"12DCZ"] {
+            open.0.write_all(&batch("select 2")).await.unwrap();
+            assert_eq!(tags(open.messages_until_ready().await), expected);
+        }
     }
 }
 

@@ -95,18 +95,16 @@ impl Relay {
     fn answer(&mut self, header: Header) -> Answer {
         debug_assert!(header.total >= HEADER_BYTES);
         match (header.tag, &mut self.abort) {
-            // Data of a COPY that has failed.
-            (b'd' | b'c' | b'f', _) => Answer::Drop,
+            // Data of a COPY that has failed; and a Flush, which has no answer of its own.
+            (b'd' | b'c' | b'f' | b'H', _) => Answer::Drop,
             (b'X', _) => Answer::Event(Event::ClientClosed),
-            (b'Q' | b'P' | b'B' | b'E' | b'D' | b'C' | b'H' | b'S' | b'F', None) => {
-                Answer::Event(Event::Request)
-            }
+            (b'Q' | b'P' | b'B' | b'E' | b'D' | b'C' | b'S' | b'F', None) => Answer::Event(Event::Request),
             (b'Q' | b'F' | b'S', Some(Abort::Next(error))) => Answer::Whole(std::mem::take(error)),
-            (b'P' | b'B' | b'E' | b'D' | b'C' | b'H', Some(Abort::Next(error))) => {
+            (b'P' | b'B' | b'E' | b'D' | b'C', Some(Abort::Next(error))) => {
                 Answer::Begin(std::mem::take(error))
             }
             (b'S', Some(Abort::SkipToSync)) => Answer::Ready,
-            (b'Q' | b'P' | b'B' | b'E' | b'D' | b'C' | b'H' | b'F', Some(Abort::SkipToSync)) => Answer::Drop,
+            (b'Q' | b'P' | b'B' | b'E' | b'D' | b'C' | b'F', Some(Abort::SkipToSync)) => Answer::Drop,
             _ => Answer::Event(Event::ClientMalformed("invalid frontend message type")),
         }
     }

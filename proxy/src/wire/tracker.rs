@@ -227,7 +227,9 @@ impl Tracker {
                 self.executes = true;
                 self.commits |= self.bound_commits;
             }
-            b'D' | b'H' => self.extend(),
+            b'D' => self.extend(),
+            // It begins nothing: libpq sends one behind each Sync of a pipeline too.
+            b'H' => {}
             b'C' => {
                 self.extend();
                 if let Some((b'S', rest)) = body.split_first()

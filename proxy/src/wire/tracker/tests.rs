@@ -88,6 +88,12 @@ fn an_idle_session_is_kept() {
     assert_eq!(run(&[]).loss(b"", false), Loss::Keep);
     assert_eq!(run(&[q("select 1"), done("SELECT 1"), z(b'I')]).loss(b"", false), Loss::Keep);
     assert_eq!(run(&[q("insert"), done("INSERT 0 1")]).loss(b"", false), Loss::Unknown(None));
+    let batch = [parse("", "select 1"), bind(""), f(b'E'), f(b'S'), f(b'H'), done("SELECT 1"), z(b'I')];
+    assert_eq!(
+        run(&[&batch[..], &[f(b'H')]].concat()).loss(b"", false),
+        Loss::Keep,
+        "a Flush begins nothing"
+    );
 }
 
 #[test]
