@@ -98,6 +98,25 @@ async fn a_flush_behind_a_sync_is_not_a_request() {
     }
 }
 
+/// As Go's pq does: Parse, a look at the answer, and then Bind.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unnamed_statement_is_bound_at_another_primary() {
+    use tokio::io::AsyncWriteExt;
+    let (first, second) = (Postgres::start().await, Postgres::start().await);
+    for entry in [1, 2] {
+        let cluster = Cluster::start().await;
+        cluster.open(1, &first);
+        let mut raw = RawClient::log_in(&cluster, entry).await;
+        raw.0.write_all(&[message(b'P', b"\0select 7\0\0\0"), message(b'S', &[])].concat()).await.unwrap();
+        raw.until_ready().await;
+        fail_over(&cluster, 2, &second, true).await;
+        let rest = [message(b'B', &[0; 8]), message(b'E', &[0; 5]), message(b'S', &[])].concat();
+        raw.0.write_all(&rest).await.unwrap();
+        let tags: Vec<u8> = raw.messages_until_ready().await.into_iter().map(|(tag, _)| tag).collect();
+        assert_eq!(tags, b"2DCZ");
+    }
+}
+
 async fn text(client: &tokio_postgres::Client, sql: &str) -> String {
     soon(client.query_one(sql, &[])).await.unwrap().get(0)
 }

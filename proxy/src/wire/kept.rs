@@ -18,6 +18,9 @@ use std::collections::{BTreeMap, VecDeque};
 const MAX_STATEMENTS: usize = 1024;
 const MAX_STATEMENT_BYTES: usize = 512 * 1024;
 
+/// A longer text is not remembered for the unnamed statement.
+const MAX_UNNAMED_BYTES: usize = 32 * 1024;
+
 /// Names of settings of the application's own that are asked for.
 const MAX_NAMES: usize = 64;
 
@@ -57,7 +60,8 @@ const WORDS: [(u16, &str); 11] = [
     (UNANSWERED, "what its server did not tell when it was asked"),
 ];
 
-/// A name, and the body of the Parse message that made it.
+/// A name, and the body of the Parse message that made it. The unnamed one is there only while a Bind of it may come
+/// alone.
 pub type Statements = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
 /// A Parse that was sent and not answered.
@@ -77,6 +81,8 @@ pub struct Kept {
     fresh: u16,
     statements: Statements,
     statement_bytes: usize,
+    /// The body of a Parse of the unnamed statement, which nothing of its batch has bound.
+    unnamed: Option<Box<[u8]>>,
     pending: VecDeque<Pending>,
     parses_sent: u32,
     parses_answered: u32,
@@ -159,7 +165,10 @@ impl Kept {
         let bytes = &mut self.statement_bytes;
         let renames = self.renames;
         self.statements.retain(|name, body| {
-            let stays = renames || known.parsed.contains(&name[..name.len().min(MAX_NAME_BYTES)]);
+            // The server lists the named ones, under the client's names only where those are on it.
+            let stays = renames
+                || name.is_empty()
+                || known.parsed.contains(&name[..name.len().min(MAX_NAME_BYTES)]);
             if !stays {
                 *bytes -= body.len();
             }
@@ -208,12 +217,32 @@ impl Kept {
         let number = self.parses_sent;
         self.parses_sent = number.wrapping_add(1);
         if name.is_empty() {
+            self.close(b"");
+            // Where statements have other names, whoever gives them these knows this one too.
+            self.unnamed =
+                (whole && !self.renames && body.len() <= MAX_UNNAMED_BYTES).then(|| body.into());
             return;
         }
         if whole && self.pending.len() < MAX_STATEMENTS {
             self.pending.push_back(Pending { number, name: name.into(), body: body.into() });
         } else {
             self.fresh |= MANY_PREPARED;
+        }
+    }
+
+    /// The unnamed statement was bound. Nearly every client parses it anew for the next time.
+    pub fn bind_unnamed(&mut self) {
+        self.unnamed = None;
+    }
+
+    /// A batch has ended. One that parsed the unnamed statement and did not bind it leaves that to the next: Go's pq waits
+    /// for the answer in between, and there a session may get another server.
+    pub fn end_batch(&mut self) {
+        if let Some(body) = self.unnamed.take()
+            && self.statement_bytes + body.len() <= MAX_STATEMENT_BYTES
+        {
+            self.statement_bytes += body.len();
+            self.statements.insert(Box::default(), body);
         }
     }
 

@@ -218,6 +218,7 @@ impl Tracker {
                 self.executes |= !self.remembers || Kind::of(body) != Kind::Begins;
                 self.commits |= marks.has(Marks::MAY_COMMIT);
                 self.asked &= self.batch;
+                self.kept.close(b"");
                 self.text(body, marks);
             }
             b'P' => self.parse(body, marks, whole),
@@ -245,6 +246,7 @@ impl Tracker {
                 self.batch = false;
                 self.bound = Batch::default();
                 self.asked = false;
+                self.kept.end_batch();
             }
             b'F' => {
                 self.begin(Wait::Simple);
@@ -310,6 +312,9 @@ impl Tracker {
             Some(_) => self.named_commits,
             None => true,
         };
+        if statement == Some(b"") {
+            self.kept.bind_unnamed();
+        }
         if self.remembers {
             let kind = statement.map_or(Kind::Other, |name| self.kind_of(name));
             self.bound.add(kind);

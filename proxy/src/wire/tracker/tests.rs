@@ -110,6 +110,18 @@ fn a_transaction_is_aborted_unless_its_commit_is_in_flight() {
     assert_eq!(after(&[parse("", "select 1"), bind(""), f(b'E'), f(b'S')]), Loss::Aborted);
 }
 
+/// Go's pq parses it, waits for the answer, and binds it then.
+#[test]
+fn an_unnamed_statement_that_may_still_be_bound_is_remembered() {
+    let kept = |steps: &[Step]| run(steps).kept().statements().contains_key(&b""[..]);
+    let parsed = [parse("", "select 1"), f(b'S'), Step::Back(b'1', Vec::new()), z(b'I')];
+    assert!(kept(&parsed));
+    assert!(!kept(&[parse("", "select 1"), bind(""), f(b'E'), f(b'S'), z(b'I')]));
+    assert!(kept(&[&parsed[..], &[bind(""), f(b'E'), f(b'S'), z(b'I')]].concat()), "it can be bound again");
+    assert!(!kept(&[&parsed[..], &[q("select 2"), z(b'I')]].concat()), "a Query ends it");
+    assert!(!kept(&[&parsed[..], &[parse("", "select 2"), bind("")]].concat()), "another takes its place");
+}
+
 /// Found by a thousand kills: the answer had come, and was not judged because the gate was fenced; its COMMIT was taken for
 /// one that had never been carried out.
 #[test]
