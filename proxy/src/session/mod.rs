@@ -23,7 +23,7 @@ use crate::relay::{Event, Relay, down};
 use crate::route::{Place, Target, place};
 use crate::wire::control::{Control, End};
 use crate::wire::inquiry::makings;
-use crate::wire::reply::{ErrorReply, parameter_status};
+use crate::wire::reply::{ErrorReply, parameter_status, ready_for_query};
 use crate::wire::tracker::Loss;
 use attach::Attached;
 use follow::{Denied, Primary};
@@ -203,6 +203,10 @@ impl Session {
         tracing::debug!(database = %self.target.database, why, ?loss, "a session lost its server");
         match loss {
             Loss::Keep => Next::GoOn,
+            Loss::Synced(answers) => {
+                self.relay.answer_with(&ready_for_query(b'I').repeat(answers));
+                Next::GoOn
+            }
             Loss::Aborted => {
                 self.relay.abort_with(aborted(why).bytes());
                 Next::GoOn

@@ -47,6 +47,8 @@ pub enum Question {
 pub enum Loss {
     /// Nothing: the next request goes to another backend.
     Keep,
+    /// Only this many Syncs were in flight that ended nothing: they are answered.
+    Synced(usize),
     /// Its transaction is gone for certain.
     Aborted,
     /// Something was kept that is gone: named.
@@ -78,6 +80,8 @@ pub struct Tracker {
     answers: usize,
     /// Extended-protocol messages were sent and no Sync after them.
     batch: bool,
+    /// What was begun last is a Sync that ends nothing, and so is all before it that has no answer.
+    bare_sync: bool,
     /// The server waits for the client's copy data.
     copy_in: bool,
     /// A request in flight may have executed something.
@@ -117,6 +121,7 @@ impl Default for Tracker {
             waits: VecDeque::new(),
             answers: 0,
             batch: false,
+            bare_sync: false,
             copy_in: false,
             executes: false,
             commits: false,
@@ -242,7 +247,9 @@ impl Tracker {
             // Within a COPY the server ignores it.
             b'S' if self.copy_in => {}
             b'S' => {
+                let bare = self.is_idle() || self.bare_sync;
                 self.begin(Wait::Sync(self.kept.parses_sent()));
+                self.bare_sync = bare;
                 self.batch = false;
                 self.bound = Batch::default();
                 self.asked = false;
@@ -266,6 +273,7 @@ impl Tracker {
         }
         self.waits.push_back(wait);
         self.answers += 1;
+        self.bare_sync = false;
     }
 
     fn extend(&mut self) {
@@ -273,6 +281,7 @@ impl Tracker {
             self.requests += 1;
         }
         self.batch = true;
+        self.bare_sync = false;
     }
 
     fn text(&mut self, text: &[u8], marks: Marks) {
@@ -570,6 +579,9 @@ impl Tracker {
     fn loss_with(&self, held: Vec<u8>, said_all: bool) -> Loss {
         if self.is_idle() {
             return self.kept.describe().map_or(Loss::Keep, Loss::State);
+        }
+        if self.bare_sync {
+            return self.kept.describe().map_or(Loss::Synced(self.answers), Loss::State);
         }
         let aborted = || self.kept.describe_after_abort().map_or(Loss::Aborted, Loss::State);
         let alone = self.answers + usize::from(self.batch) <= 1;

@@ -110,6 +110,21 @@ fn a_transaction_is_aborted_unless_its_commit_is_in_flight() {
     assert_eq!(after(&[parse("", "select 1"), bind(""), f(b'E'), f(b'S')]), Loss::Aborted);
 }
 
+/// psycopg ends a pipeline with one: behind a COMMIT that was answered, 40001 would be a lie.
+#[test]
+fn a_sync_that_ends_nothing_is_answered() {
+    let loss = |steps: &[Step]| run(steps).loss(b"", false);
+    let committed = [q("begin"), z(b'T'), q("commit"), done("COMMIT"), z(b'I')];
+    assert_eq!(loss(&[&committed[..], &[f(b'S'), f(b'H')]].concat()), Loss::Synced(1));
+    assert_eq!(loss(&[f(b'S'), f(b'S')]), Loss::Synced(2));
+    assert_eq!(loss(&[f(b'S'), f(b'S'), z(b'I')]), Loss::Synced(1));
+    assert_eq!(loss(&[f(b'S'), z(b'I')]), Loss::Keep);
+    assert_eq!(loss(&[f(b'S'), parse("", "select 1")]), Loss::Aborted);
+    assert_eq!(loss(&[parse("", "select 1"), f(b'S'), f(b'S')]), Loss::Aborted);
+    assert_eq!(loss(&[f(b'S'), q("insert")]), Loss::Unknown(None));
+    assert_eq!(loss(&[&committed[..2], &[f(b'S')]].concat()), Loss::Aborted, "within a transaction");
+}
+
 /// Go's pq parses it, waits for the answer, and binds it then.
 #[test]
 fn an_unnamed_statement_that_may_still_be_bound_is_remembered() {
