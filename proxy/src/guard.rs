@@ -162,6 +162,22 @@ pub fn mentions_synchronous_commit(bytes: &[u8]) -> bool {
     mentions(bytes).has(Marks::SYNCHRONOUS_COMMIT)
 }
 
+/// Whether the text of a Query or Parse message is one SET LOCAL, which its transaction takes back.
+pub fn sets_locally(text: &[u8]) -> bool {
+    let text = CStr::from_bytes_until_nul(text).map_or(text, CStr::to_bytes).trim_ascii();
+    let Some(text) = after_word(text, b"set").and_then(|text| after_word(text, b"local")) else {
+        return false;
+    };
+    !text.strip_suffix(b";").unwrap_or(text).contains(&b';')
+}
+
+/// What stands behind that word, which must be followed by space.
+pub(crate) fn after_word<'a>(text: &'a [u8], word: &[u8]) -> Option<&'a [u8]> {
+    let (start, rest) = text.split_at_checked(word.len())?;
+    let is_word = start.eq_ignore_ascii_case(word) && rest.first().is_some_and(u8::is_ascii_whitespace);
+    is_word.then(|| rest.trim_ascii_start())
+}
+
 /// Settings with a dot in their names that the text of a Query or Parse message may make for its session: the server
 /// lists them nowhere. None: it makes some whose names cannot be told.
 #[inline]
@@ -241,6 +257,24 @@ pub fn refused_message(tag: u8, body: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_set_local_is_told_from_others() {
+        for text in
+            ["set local app.tenant = '7'", " SET  LOCAL TimeZone TO 'UTC' ; ", "set\nlocal role x\0rest"]
+        {
+            assert!(sets_locally(text.as_bytes()), "{text}");
+        }
+        for text in [
+            "set app.tenant = '7'",
+            "set localtime = 1",
+            "set local a.b = '1'; set c.d = '2'",
+            "settle local",
+            "",
+        ] {
+            assert!(!sets_locally(text.as_bytes()), "{text}");
+        }
+    }
 
     #[test]
     fn what_could_set_it_is_refused() {

@@ -92,6 +92,8 @@ pub struct Kept {
     hold: bool,
     /// Statements have other names on the server.
     renames: bool,
+    /// What is in flight is one SET LOCAL: its end says nothing of the session.
+    sets_locally: bool,
     known: Known,
 }
 
@@ -166,9 +168,8 @@ impl Kept {
         let renames = self.renames;
         self.statements.retain(|name, body| {
             // The server lists the named ones, under the client's names only where those are on it.
-            let stays = renames
-                || name.is_empty()
-                || known.parsed.contains(&name[..name.len().min(MAX_NAME_BYTES)]);
+            let stays =
+                renames || name.is_empty() || known.parsed.contains(&name[..name.len().min(MAX_NAME_BYTES)]);
             if !stays {
                 *bytes -= body.len();
             }
@@ -219,8 +220,7 @@ impl Kept {
         if name.is_empty() {
             self.close(b"");
             // Where statements have other names, whoever gives them these knows this one too.
-            self.unnamed =
-                (whole && !self.renames && body.len() <= MAX_UNNAMED_BYTES).then(|| body.into());
+            self.unnamed = (whole && !self.renames && body.len() <= MAX_UNNAMED_BYTES).then(|| body.into());
             return;
         }
         if whole && self.pending.len() < MAX_STATEMENTS {
@@ -301,6 +301,12 @@ impl Kept {
         }
     }
 
+    /// Whether the statement that was sent last is a SET LOCAL, and the only one in flight.
+    #[inline]
+    pub fn sets_locally(&mut self, it_does: bool) {
+        self.sets_locally = it_does;
+    }
+
     /// A setting that Postgres reports was changed after startup.
     pub fn parameter(&mut self) {
         self.fresh |= SET;
@@ -316,6 +322,7 @@ impl Kept {
 
     fn complete_command(&mut self, tag: &[u8]) {
         match tag {
+            b"SET" if std::mem::take(&mut self.sets_locally) => {}
             b"SET" | b"RESET" => self.fresh |= SET,
             b"LISTEN" | b"UNLISTEN" => self.fresh |= LISTEN,
             b"LOAD" => self.fresh |= LOAD,

@@ -8,6 +8,7 @@
 use super::header::{HEADER_BYTES, c_string};
 use super::reply::{begin, end, put_c_string};
 use super::statements::{NOBODYS_NAME, Named, OnServer, Serial, Statement, Statements};
+use crate::guard::after_word;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -325,13 +326,6 @@ fn deallocated(text: &[u8]) -> Option<Vec<u8>> {
     let name = quoted.map_or_else(|| text.to_ascii_lowercase(), <[u8]>::to_vec);
     let is_plain = !name.iter().any(|b| matches!(b, b'"' | b';'));
     (is_plain && (quoted.is_some() || name != b"all")).then_some(name)
-}
-
-/// What stands behind that word, which must be followed by space.
-fn after_word<'a>(text: &'a [u8], word: &[u8]) -> Option<&'a [u8]> {
-    let (start, rest) = text.split_at_checked(word.len())?;
-    let is_word = start.eq_ignore_ascii_case(word) && rest.first().is_some_and(u8::is_ascii_whitespace);
-    is_word.then(|| rest.trim_ascii_start())
 }
 
 #[cfg(test)]

@@ -218,6 +218,8 @@ impl Tracker {
         self.outcome.behind(tag, body.first() == Some(&b'P'));
         match tag {
             b'Q' => {
+                let local = self.is_quiet() && guard::sets_locally(body);
+                self.kept.sets_locally(local);
                 self.begin(Wait::Simple);
                 // A block that was only opened has done nothing.
                 self.executes |= !self.remembers || Kind::of(body) != Kind::Begins;
@@ -297,8 +299,11 @@ impl Tracker {
     }
 
     fn parse(&mut self, body: &[u8], marks: Marks, whole: bool) {
+        let is_first = self.is_quiet();
         self.extend();
         let name = statement_name(body);
+        let local = is_first && name.is_empty() && guard::sets_locally(body.get(1..).unwrap_or_default());
+        self.kept.sets_locally(local);
         if name.is_empty() {
             self.unnamed_commits = marks.has(Marks::MAY_COMMIT);
         } else {
@@ -323,6 +328,8 @@ impl Tracker {
         };
         if statement == Some(b"") {
             self.kept.bind_unnamed();
+        } else {
+            self.kept.sets_locally(false);
         }
         if self.remembers {
             let kind = statement.map_or(Kind::Other, |name| self.kind_of(name));

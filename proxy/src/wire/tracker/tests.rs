@@ -125,6 +125,22 @@ fn a_sync_that_ends_nothing_is_answered() {
     assert_eq!(loss(&[&committed[..2], &[f(b'S')]].concat()), Loss::Aborted, "within a transaction");
 }
 
+#[test]
+fn a_set_local_changes_nothing_that_is_asked_for() {
+    let stale = |steps: &[Step]| run(steps).kept().is_stale();
+    let begun = [q("begin"), done("BEGIN"), z(b'T')];
+    let ended = [q("commit"), done("COMMIT"), z(b'I')];
+    let of = |middle: &[Step]| stale(&[&begun[..], middle, &ended[..]].concat());
+    assert!(!of(&[q("set local a.b = '1'"), done("SET"), z(b'T')]));
+    assert!(of(&[q("set a.b = '1'"), done("SET"), z(b'T')]));
+    assert!(!of(&[parse("", "set local a.b = '1'"), bind(""), f(b'E'), f(b'S'), done("SET"), z(b'T')]));
+    // Another one behind it, or one that is not it.
+    let both = [q("set local a.b = '1'"), q("set a.b = '1'"), done("SET"), z(b'T'), done("SET"), z(b'T')];
+    assert!(of(&both));
+    assert!(of(&[parse("", "set local a.b = '1'"), bind("s"), f(b'E'), f(b'S'), done("SET"), z(b'T')]));
+    assert!(of(&[q("set local a.b = '1'"), z(b'T'), q("set a.b = '1'"), done("SET"), z(b'T')]), "it failed");
+}
+
 /// Go's pq parses it, waits for the answer, and binds it then.
 #[test]
 fn an_unnamed_statement_that_may_still_be_bound_is_remembered() {
