@@ -23,6 +23,7 @@ async fn bootstrap_makes_a_primary_and_closes_it() {
     let admin = connect(&primary, "postgres").await;
     let ask = async |sql: &str| value(&admin, sql).await;
     assert_eq!(ask("SHOW data_checksums").await, "on");
+    assert_eq!(ask("SHOW wal_log_hints").await, "on");
     assert_eq!(ask("SHOW synchronous_standby_names").await, "ANY 1 (r2, r3)");
     assert_eq!(ask("SELECT pg_is_in_recovery()").await, "f");
     let row = "SELECT data_loss || '.' || primary_epoch || '.' || config FROM quorate.epoch";

@@ -116,3 +116,66 @@ async fn a_dead_slot_does_not_fill_the_disk() {
     standby.start().await.unwrap();
     eventually("it asks in vain", || standby.is_log_gone()).await;
 }
+
+/// ALTER SYSTEM writes a file that wins over every other, and a base backup copies it: a standby that restores from an
+/// archive may follow a timeline that is not its primary's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_takes_no_configuration_and_no_archive_over() {
+    let world = World::new();
+    let primary = world.primary(1).await;
+    let app = connect(&primary, "app").await;
+    let asked = world.path().join("run/asked");
+    let command = format!("ALTER SYSTEM SET restore_command = 'touch {}; false'", asked.display());
+    app.batch_execute(&command).await.unwrap();
+    let (standby, _relay) = world.standby(2, &primary).await;
+    caught_up(&standby, &primary).await;
+    let admin = connect(&standby, "postgres").await;
+    assert_eq!(value(&admin, "SHOW restore_command").await, "");
+    assert!(!asked.exists(), "the archive was asked");
+}
+
+/// What survives a promotion and what does not: users are told (README.md), and a prepared transaction needs the same
+/// room at every copy, or the standby does not even start.
+#[tokio::test(flavor = "multi_thread")]
+async fn prepared_transactions_survive_a_promotion_and_unlogged_rows_do_not() {
+    let world = World::new();
+    let primary = world.primary(1).await;
+    let (standby, relay) = world.standby(2, &primary).await;
+    let app = connect(&primary, "app").await;
+    app.batch_execute(
+        "CREATE TABLE t (n int); CREATE UNLOGGED TABLE u AS SELECT 1 AS n; CREATE SEQUENCE s; SELECT nextval('s')",
+    )
+    .await
+    .unwrap();
+    app.batch_execute("BEGIN; INSERT INTO t VALUES (1); PREPARE TRANSACTION 'in doubt'").await.unwrap();
+    caught_up(&standby, &primary).await;
+    relay.cut();
+    stop(&primary).await;
+    standby.position().await.unwrap();
+    standby.promote().await.unwrap();
+    let app = connect(&standby, "app").await;
+    assert_eq!(value(&app, "SELECT string_agg(gid, ',') FROM pg_prepared_xacts").await, "in doubt");
+    app.batch_execute("COMMIT PREPARED 'in doubt'").await.unwrap();
+    assert_eq!(value(&app, "SELECT count(*) FROM t").await, "1");
+    assert_eq!(value(&app, "SELECT count(*) FROM u").await, "0");
+    let next: i64 = value(&app, "SELECT nextval('s')").await.parse().unwrap();
+    assert!(next > 1, "a sequence skips and never goes back: {next}");
+}
+
+/// Whoever can make a function can bear the name of one of the server's.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_daemons_statements_mean_the_servers_own_functions() {
+    let world = World::new();
+    let primary = world.primary(1).await;
+    let admin = connect(&primary, "postgres").await;
+    admin
+        .batch_execute(
+            "CREATE FUNCTION public.pg_is_in_recovery() RETURNS bool LANGUAGE sql AS 'SELECT true';
+             ALTER ROLE quorate SET search_path = public, pg_catalog",
+        )
+        .await
+        .unwrap();
+    // With sessions that begin now.
+    primary.inner.sessions.clear();
+    assert!(!primary.progress().await.unwrap().in_recovery);
+}

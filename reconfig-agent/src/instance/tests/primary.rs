@@ -34,6 +34,23 @@ async fn a_barrier_whose_wait_was_cancelled_is_in_doubt() {
     assert!(matches!(outcome, Err(InstanceError::Doubt { .. })), "{outcome:?}");
 }
 
+/// A backend that is terminated in that wait has committed too, and can tell nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_barrier_whose_backend_was_terminated_is_no_success() {
+    let world = World::new();
+    let primary = world.primary(1).await;
+    let admin = connect(&primary, "postgres").await;
+    let waiter = tokio::spawn({
+        let primary = primary.clone();
+        async move { primary.barrier(WAIT).await }
+    });
+    let terminate = "SELECT coalesce(bool_or(pg_terminate_backend(pid)), false) FROM pg_stat_activity
+        WHERE application_name = 'quorate_barrier' AND wait_event = 'SyncRep'";
+    eventually("the backend was terminated", || async { value(&admin, terminate).await == "t" }).await;
+    let outcome = waiter.await.unwrap();
+    assert!(outcome.is_err(), "{outcome:?}");
+}
+
 /// A position must not wait for an epoch row that waits for its quorum.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_row_is_visible_while_its_barrier_waits() {

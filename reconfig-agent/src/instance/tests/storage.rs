@@ -2,11 +2,39 @@
 
 use super::fixture::*;
 use super::shim::Disk;
-use crate::instance::{Process, StopMode};
+use crate::instance::{InstanceError, Process, StopMode};
 use std::time::{Duration, Instant};
 
 async fn write(client: &tokio_postgres::Client) {
     client.batch_execute("INSERT INTO t SELECT generate_series(1, 1000)").await.unwrap();
+}
+
+/// The kernel may have dropped what could not be flushed, and the next flush reports success: a standby that was started
+/// again would acknowledge log that is not on its disk. So it is marked as lost, for this daemon and the next.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_whose_flush_fails_is_never_started_again() {
+    let world = World::with_disks();
+    let primary = world.primary(1).await;
+    let app = connect(&primary, "app").await;
+    app.batch_execute("CREATE TABLE t (n int)").await.unwrap();
+    let (standby, _relay) = world.standby(2, &primary).await;
+    // Into the middle of a segment: one that cannot even be begun ends the walreceiver alone, and nothing was promised of it.
+    write(&app).await;
+    caught_up(&standby, &primary).await;
+    let disk = Disk::fails(&standby);
+    write(&app).await;
+    let state = wait_for(&standby, |state| !state.is_live()).await;
+    assert!(matches!(&state, Process::Exited { reason, .. } if reason.contains("could not f")), "{state:?}");
+    // The disk is well again, which proves nothing.
+    drop(disk);
+    for handle in [standby.clone(), world.instance(2)] {
+        assert!(handle.distrust().is_some());
+        let started = handle.start().await;
+        assert!(matches!(started, Err(InstanceError::Distrusted(_))), "{started:?}");
+    }
+    // Its place is taken by a copy under another id; of this one nothing is left.
+    standby.destroy().await.unwrap();
+    assert!(!standby.paths().root.exists());
 }
 
 /// The flush may fail in the very stop that was ordered: its end looks like any other.
