@@ -23,7 +23,7 @@ use crate::relay::{Event, Relay, down};
 use crate::route::{Place, Target, place};
 use crate::wire::control::{Control, End};
 use crate::wire::inquiry::makings;
-use crate::wire::reply::{ErrorReply, parameter_status, ready_for_query};
+use crate::wire::reply::{ErrorReply, command_complete, parameter_status, ready_for_query};
 use crate::wire::tracker::Loss;
 use attach::Attached;
 use follow::{Denied, Primary};
@@ -205,6 +205,12 @@ impl Session {
             Loss::Keep => Next::GoOn,
             Loss::Synced(answers) => {
                 self.relay.answer_with(&ready_for_query(b'I').repeat(answers));
+                Next::GoOn
+            }
+            Loss::Opened(tag) => {
+                // No driver expects this to fail (asyncpg's session is of no use after that): the next request is told.
+                self.relay.answer_with(&[command_complete(tag), ready_for_query(b'T').to_vec()].concat());
+                self.relay.abort_with(aborted(why).bytes());
                 Next::GoOn
             }
             Loss::Aborted => {

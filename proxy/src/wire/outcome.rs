@@ -66,6 +66,14 @@ impl Kind {
     }
 }
 
+/// What the server calls a statement that opens a block.
+pub fn opened(text: &[u8]) -> &'static str {
+    match text.trim_ascii_start().first() {
+        Some(b's' | b'S') => "START TRANSACTION",
+        _ => "BEGIN",
+    }
+}
+
 /// A text up to its end, without the space there.
 fn whole(text: &[u8]) -> &[u8] {
     c_string(text).map_or(text, |(text, _)| text).trim_ascii_end()

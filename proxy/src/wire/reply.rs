@@ -106,6 +106,14 @@ pub fn backend_key(out: &mut Vec<u8>, pid: i32, secret: &[u8]) {
     end(out, start);
 }
 
+pub fn command_complete(tag: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    let start = begin(&mut out, b'C');
+    put_c_string(&mut out, tag.as_bytes());
+    end(&mut out, start);
+    out
+}
+
 pub fn parameter_status(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     let start = begin(out, b'S');
     put_c_string(out, name);

@@ -7,7 +7,7 @@
 use super::header::{HEADER_BYTES, c_string, peek};
 use super::inquiry::{Known, statement_name};
 use super::kept::Kept;
-use super::outcome::{Batch, Heard, Kind, Learnt, Outcome};
+use super::outcome::{self, Batch, Heard, Kind, Learnt, Outcome};
 use crate::guard::{self, Marks};
 use std::collections::VecDeque;
 
@@ -49,6 +49,9 @@ pub enum Loss {
     Keep,
     /// Only this many Syncs were in flight that ended nothing: they are answered.
     Synced(usize),
+    /// Only the Query was in flight that opens a block, whose CommandComplete says this: it is answered, and the
+    /// transaction is gone.
+    Opened(&'static str),
     /// Its transaction is gone for certain.
     Aborted,
     /// Something was kept that is gone: named.
@@ -82,6 +85,8 @@ pub struct Tracker {
     batch: bool,
     /// What was begun last is a Sync that ends nothing, and so is all before it that has no answer.
     bare_sync: bool,
+    /// All that is in flight is a Query that opens a block, and nothing of its answer has come. This is what it is.
+    opens: Option<&'static str>,
     /// The server waits for the client's copy data.
     copy_in: bool,
     /// A request in flight may have executed something.
@@ -122,6 +127,7 @@ impl Default for Tracker {
             answers: 0,
             batch: false,
             bare_sync: false,
+            opens: None,
             copy_in: false,
             executes: false,
             commits: false,
@@ -220,9 +226,12 @@ impl Tracker {
             b'Q' => {
                 let local = self.is_quiet() && guard::sets_locally(body);
                 self.kept.sets_locally(local);
-                self.begin(Wait::Simple);
                 // A block that was only opened has done nothing.
-                self.executes |= !self.remembers || Kind::of(body) != Kind::Begins;
+                let opens = self.remembers && Kind::of(body) == Kind::Begins;
+                let alone = opens && self.is_idle();
+                self.begin(Wait::Simple);
+                self.opens = alone.then(|| outcome::opened(body));
+                self.executes |= !opens;
                 self.commits |= marks.has(Marks::MAY_COMMIT);
                 self.asked &= self.batch;
                 self.kept.close(b"");
@@ -276,6 +285,7 @@ impl Tracker {
         self.waits.push_back(wait);
         self.answers += 1;
         self.bare_sync = false;
+        self.opens = None;
     }
 
     fn extend(&mut self) {
@@ -284,6 +294,7 @@ impl Tracker {
         }
         self.batch = true;
         self.bare_sync = false;
+        self.opens = None;
     }
 
     fn text(&mut self, text: &[u8], marks: Marks) {
@@ -515,6 +526,7 @@ impl Tracker {
     #[inline]
     pub fn complete(&mut self, body: &[u8]) {
         let command = body.strip_suffix(b"\0").unwrap_or(body);
+        self.opens = None;
         self.ended_block |= matches!(command, b"COMMIT" | b"ROLLBACK" | b"PREPARE TRANSACTION");
         self.kept.complete(command);
     }
@@ -591,6 +603,9 @@ impl Tracker {
             return self.kept.describe().map_or(Loss::Synced(self.answers), Loss::State);
         }
         let aborted = || self.kept.describe_after_abort().map_or(Loss::Aborted, Loss::State);
+        if let Some(tag) = self.opens {
+            return self.kept.describe().map_or(Loss::Opened(tag), Loss::State);
+        }
         let alone = self.answers + usize::from(self.batch) <= 1;
         let next = self.waits.iter().find(|wait| **wait != Wait::CopyEnd);
         if said_all && next.is_some_and(|wait| !wait.is_clients()) {

@@ -141,6 +141,19 @@ fn a_set_local_changes_nothing_that_is_asked_for() {
     assert!(of(&[q("set local a.b = '1'"), z(b'T'), q("set a.b = '1'"), done("SET"), z(b'T')]), "it failed");
 }
 
+/// asyncpg takes a session for being in a block once it has sent BEGIN, whatever it is told.
+#[test]
+fn a_block_that_is_being_opened_is_lost_with_its_next_request() {
+    let loss = |steps: &[Step]| run(steps).loss(b"", false);
+    assert_eq!(loss(&[q("BEGIN;")]), Loss::Opened("BEGIN"));
+    assert_eq!(loss(&[q(" start transaction read only")]), Loss::Opened("START TRANSACTION"));
+    assert_eq!(loss(&[q("begin"), done("BEGIN")]), Loss::Aborted, "a part of the answer was given");
+    assert_eq!(loss(&[q("begin"), q("insert")]), Loss::Unknown(None));
+    assert_eq!(loss(&[q("begin"), parse("", "insert")]), Loss::Aborted);
+    assert_eq!(loss(&[q("begin"), z(b'T'), q("begin")]), Loss::Aborted);
+    assert_eq!(loss(&[q("begin; insert")]), Loss::Unknown(None));
+}
+
 /// Go's pq parses it, waits for the answer, and binds it then.
 #[test]
 fn an_unnamed_statement_that_may_still_be_bound_is_remembered() {
