@@ -28,8 +28,8 @@ FROM ?= 1
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## find or install what the demo and the tests need: PostgreSQL, a C compiler, a Python venv
-	@scripts/setup
+setup: ## find or install what the demo and the tests need: PostgreSQL, a C compiler, drivers of several languages
+	@scripts/setup --drivers
 
 build: ## compile the daemon
 	@scripts/setup --build-only

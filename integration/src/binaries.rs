@@ -90,7 +90,7 @@ pub fn system(program: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// Where scripts/setup keeps what it makes.
-fn cache() -> Option<PathBuf> {
+pub fn cache() -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));

@@ -19,13 +19,17 @@ pub struct Said {
 pub async fn psql(url: &str, input: &str, limit: Duration) -> anyhow::Result<Said> {
     let mut command = Command::new(binaries::postgres("psql")?);
     command.args(["-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose", url]);
-    // A service file or a PGPASSWORD of whoever runs the tests must not decide how they end.
+    without_defaults(&mut command);
+    run(command, input, limit).await
+}
+
+/// A service file or a PGPASSWORD of whoever runs the tests must not decide how they end.
+pub fn without_defaults(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("PG") {
             command.env_remove(name);
         }
     }
-    run(command, input, limit).await
 }
 
 /// Runs one of `integration/drivers` and expects it to succeed.

@@ -25,6 +25,7 @@ pub mod peer;
 pub mod pgbench;
 pub mod ports;
 pub mod process;
+pub mod programs;
 pub mod sql;
 pub mod wait;
 
