@@ -54,7 +54,7 @@ impl PartialEq for Key {
 }
 
 /// An idle server, and the worker in whose runtime its socket is.
-type Server = (usize, Idle);
+type Server = (usize, Box<Idle>);
 
 pub struct Pools {
     node: NodeId,
@@ -156,7 +156,8 @@ impl Pools {
     }
 
     fn give_back(self: &Arc<Self>, place: &Place, server: Option<Idle>) {
-        let server = server.map(|idle| (Arc::clone(&place.key), WORKER.get(), (WORKER.get(), idle)));
+        let server =
+            server.map(|idle| (Arc::clone(&place.key), WORKER.get(), (WORKER.get(), Box::new(idle))));
         let now = self.began.elapsed();
         let mut places = locked(&self.places);
         let closed = places.give_back(place.database, place.since.elapsed(), server, now);
@@ -194,7 +195,7 @@ impl Pools {
 impl Place {
     /// The idle server in it, and whether its socket is this worker's.
     pub fn take_server(&mut self) -> Option<(Idle, bool)> {
-        self.server.take().map(|(worker, idle)| (idle, worker == WORKER.get()))
+        self.server.take().map(|(worker, idle)| (*idle, worker == WORKER.get()))
     }
 
     /// The session needs it no longer; its server is for the next one.

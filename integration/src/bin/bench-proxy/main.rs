@@ -80,7 +80,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         for clients in &args.clients {
             for side in &sides {
                 if side.takes(mode, *clients) {
-                    load::run(side, mode, *clients, 1).await.with_context(|| side.name)?;
+                    load::run(side, mode, *clients, args.seconds).await.with_context(|| side.name)?;
                 }
             }
             for repeat in 1..=args.repeats {
