@@ -83,29 +83,24 @@ func alone(conn *sql.Conn, held *sql.Stmt, who string, number, turn int) error {
 	return err
 }
 
-// By statements, not by the driver's own Tx: that gives its connection up when it is told of an error in a block and,
-// with it, that the block has ended (docs/PROXY.md).
-func inBlock(conn *sql.Conn, number, turn int) (err error) {
-	if _, err = conn.ExecContext(ctx, "BEGIN"); err != nil {
+func inBlock(conn *sql.Conn, number, turn int) error {
+	block, err := conn.BeginTx(ctx, nil)
+	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			conn.ExecContext(ctx, "ROLLBACK")
-		}
-	}()
-	if _, err = conn.ExecContext(ctx, write, number, turn, "in a block"); err != nil {
+	// After a Commit it does nothing.
+	defer block.Rollback()
+	if _, err = block.ExecContext(ctx, write, number, turn, "in a block"); err != nil {
 		return err
 	}
 	var count int
-	if err = conn.QueryRowContext(ctx, rows, number, turn).Scan(&count); err != nil {
+	if err = block.QueryRowContext(ctx, rows, number, turn).Scan(&count); err != nil {
 		return err
 	}
 	if err = expect(2, count); err != nil {
 		return err
 	}
-	_, err = conn.ExecContext(ctx, "COMMIT")
-	return err
+	return block.Commit()
 }
 
 func session(db *sql.DB, stop string, number int) error {

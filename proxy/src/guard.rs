@@ -76,6 +76,11 @@ impl Marks {
         self.0 != 0
     }
 
+    /// The text may end a transaction block, one way or the other.
+    pub fn may_end_block(self) -> bool {
+        [Marks::MAY_COMMIT, Marks::ROLLBACK, Marks::ABORT].iter().any(|mark| self.has(*mark))
+    }
+
     fn add(&mut self, mark: Marks) {
         self.0 |= mark.0;
     }

@@ -407,6 +407,7 @@ async fn clients_that_share_go_on_at_another_primary() {
         if node == 2 {
             let error = soon(open.batch_execute("insert into t values (1, 'lost')")).await.unwrap_err();
             assert_eq!(code(&error), "40001");
+            soon(open.batch_execute("rollback")).await.unwrap();
         }
         for (number, client) in clients.iter().enumerate() {
             let row = soon(client.query_one(&statements[&number], &[&"!"])).await.unwrap();

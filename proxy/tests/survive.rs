@@ -5,7 +5,7 @@ mod common;
 
 use common::raw::{RawClient, message};
 use common::*;
-use quorate_model::GateReport;
+use quorate_model::{DatabaseOption, GateReport, PoolMode};
 use std::time::{Duration, Instant};
 use tokio_postgres::error::SqlState;
 
@@ -52,7 +52,9 @@ async fn sessions_between_transactions_go_on_at_another_primary() {
             let error = soon(client.batch_execute("insert into t values (2)")).await.unwrap_err();
             assert_eq!(error.code(), Some(&SqlState::T_R_SERIALIZATION_FAILURE), "{error}");
             assert!(error.as_db_error().unwrap().hint().is_some());
-            soon(client.batch_execute("insert into t values (4)")).await.unwrap();
+            let error = soon(client.batch_execute("insert into t values (2)")).await.unwrap_err();
+            assert_eq!(code(&error), "25P02", "the block has failed, and is not over");
+            soon(client.batch_execute("rollback; insert into t values (4)")).await.unwrap();
         }
         for client in &stateful {
             let until = Instant::now() + 10 * SECOND;
@@ -91,8 +93,10 @@ async fn a_flush_behind_a_sync_is_not_a_request() {
         open.send(b'H', &[]).await;
         idle.0.write_all(&batch("select 2")).await.unwrap();
         assert_eq!(tags(idle.messages_until_ready().await), b"12DCZ");
-        for expected in [&b"EZ"[..], b"12DCZ"] {
-            open.0.write_all(&batch("select 2")).await.unwrap();
+        for (sql, expected) in
+            [("select 2", &b"EZ"[..]), ("select 2", b"EZ"), ("rollback", b"12CZ"), ("select 2", b"12DCZ")]
+        {
+            open.0.write_all(&batch(sql)).await.unwrap();
             assert_eq!(tags(open.messages_until_ready().await), expected);
         }
     }
@@ -155,6 +159,7 @@ async fn what_a_session_holds_is_made_anew_at_another_primary() {
         fail_over(&cluster, 2, &second, true).await;
         let error = soon(open.batch_execute("select 1")).await.unwrap_err();
         assert_eq!(code(&error), "40001", "what the transaction did is undone, so nothing is lost");
+        soon(open.batch_execute("rollback")).await.unwrap();
         for (client, statement) in [(&idle, &statements[0]), (&open, &statements[1])] {
             assert_eq!(text(client, "show work_mem").await, "7MB");
             assert_eq!(text(client, "show statement_timeout").await, "50s");
@@ -164,6 +169,82 @@ async fn what_a_session_holds_is_made_anew_at_another_primary() {
             assert_eq!(text(client, "select c from pg_listening_channels() c").await, "a \"b");
             assert_eq!(soon(client.query_one(statement, &[&41])).await.unwrap().get::<_, i32>(0), 42);
             soon(client.batch_execute("execute p(2)")).await.unwrap();
+        }
+    }
+}
+
+/// A client that does not look at what it is told (a script, a queue of requests) must not have the rest of a lost block
+/// committed piece by piece: the block has failed until the client ends it, as with any error.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_is_lost_has_failed_until_it_is_ended() {
+    let (first, second) = (Postgres::start().await, Postgres::start().await);
+    for postgres in [&first, &second] {
+        postgres.admin().await.batch_execute("create table t (a int); grant all on t to demo").await.unwrap();
+    }
+    let query = |text: &str| message(b'Q', &[text.as_bytes(), b"\0"].concat());
+    let extended = |text: &str| {
+        let parse = message(b'P', &[b"\0", text.as_bytes(), b"\0\0\0"].concat());
+        [parse, message(b'B', &[0; 8]), message(b'E', &[0; 5]), message(b'S', &[])].concat()
+    };
+    async fn said(raw: &mut RawClient, bytes: Vec<u8>) -> String {
+        use tokio::io::AsyncWriteExt;
+        raw.0.write_all(&bytes).await.unwrap();
+        let mut said = String::new();
+        for (tag, body) in raw.messages_until_ready().await {
+            said.push(tag as char);
+            let text = String::from_utf8_lossy(&body).into_owned();
+            match tag {
+                b'E' => said += text.split('\0').find_map(|field| field.strip_prefix('C')).unwrap(),
+                b'C' => said += text.trim_end_matches('\0'),
+                b'Z' => said += &text,
+                _ => {}
+            }
+        }
+        said
+    }
+    for (entry, mode) in [
+        (1, PoolMode::Session),
+        (2, PoolMode::Session),
+        (1, PoolMode::Transaction),
+        (2, PoolMode::Transaction),
+    ] {
+        let cluster = Cluster::start().await;
+        cluster.set(DatabaseOption::PoolMode(mode));
+        cluster.open(1, &first);
+        let mut clients = Vec::new();
+        for _ in 0..5 {
+            let mut raw = RawClient::log_in(&cluster, entry).await;
+            assert_eq!(said(&mut raw, query("begin")).await, "CBEGINZT");
+            assert_eq!(said(&mut raw, query("insert into t values (1)")).await, "CINSERT 0 1ZT");
+            clients.push(raw);
+        }
+        fail_over(&cluster, 2, &second, true).await;
+        let [simple, other, commits, rolls_back, again] = &mut clients[..] else { panic!("five clients") };
+        let insert = "insert into t values (2)";
+        assert_eq!(said(simple, query(insert)).await, "E40001ZE");
+        assert_eq!(said(simple, query(insert)).await, "E25P02ZE");
+        assert_eq!(said(simple, query("commit")).await, "CROLLBACKZI", "nothing is left to be committed");
+        assert_eq!(said(simple, query("insert into t values (3)")).await, "CINSERT 0 1ZI");
+        // What cannot fail does not, and the error is for what can.
+        assert_eq!(said(other, [message(b'C', b"Sx\0"), message(b'S', b"")].concat()).await, "3ZT");
+        assert_eq!(said(other, extended(insert)).await, "E40001ZE");
+        assert_eq!(said(other, extended(insert)).await, "E25P02ZE");
+        assert_eq!(said(other, extended("rollback")).await, "12CROLLBACKZI");
+        // What was to end the block has ended it, whatever it is told.
+        assert_eq!(said(commits, extended("commit")).await, "E40001ZI");
+        assert_eq!(said(rolls_back, query("rollback")).await, "E40001ZI");
+        // Lost again before its end: that is known already.
+        assert_eq!(said(again, query(insert)).await, "E40001ZE");
+        fail_over(&cluster, 1, &first, true).await;
+        assert_eq!(said(again, query(insert)).await, "E25P02ZE");
+        assert_eq!(said(again, query("rollback")).await, "CROLLBACKZI");
+        for client in [commits, rolls_back, again] {
+            assert_eq!(said(client, query("begin")).await, "CBEGINZT");
+            assert_eq!(said(client, extended("rollback")).await, "12CROLLBACKZI");
+        }
+        let lost = "select count(*) from t where a < 3";
+        for postgres in [&first, &second] {
+            assert_eq!(number(&postgres.admin().await, lost).await.unwrap(), 0);
         }
     }
 }
@@ -236,6 +317,7 @@ async fn a_statement_in_flight_ends_as_what_is_known_of_it() {
         let outside = tokio::spawn(async move { outside.batch_execute("select pg_sleep(60)").await });
         let inside = tokio::spawn(async move {
             let result = inside.batch_execute("select pg_sleep(60)").await;
+            inside.batch_execute("rollback").await.unwrap();
             (result, number(&inside, "select 8").await)
         });
         first
@@ -420,6 +502,7 @@ async fn parking_moves_idle_sessions_and_waits_for_transactions() {
         soon(short.batch_execute("select 1")).await.unwrap();
         let error = soon(long.query("select 1", &[])).await.unwrap_err();
         assert_eq!(code(&error), "40001");
+        soon(long.batch_execute("rollback")).await.unwrap();
         soon(long.query("select 1", &[])).await.unwrap();
     }
 }

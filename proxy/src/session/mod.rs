@@ -22,7 +22,7 @@ use crate::gate::serve::barrier;
 use crate::relay::{Event, Relay, down};
 use crate::route::{Place, Target, place};
 use crate::wire::control::{Control, End};
-use crate::wire::inquiry::makings;
+use crate::wire::inquiry::{failing, makings};
 use crate::wire::reply::{ErrorReply, command_complete, parameter_status, ready_for_query};
 use crate::wire::tracker::Loss;
 use attach::Attached;
@@ -210,6 +210,7 @@ impl Session {
             Loss::Opened(tag) => {
                 // No driver expects this to fail (asyncpg's session is of no use after that): the next request is told.
                 self.relay.answer_with(&[command_complete(tag), ready_for_query(b'T').to_vec()].concat());
+                self.relay.tracker.is_told(b'T');
                 self.relay.abort_with(aborted(why).bytes());
                 Next::GoOn
             }
@@ -228,7 +229,8 @@ impl Session {
         let until = Instant::now() + self.shared.config.hold;
         let slot = Arc::clone(&self.relay.slot);
         let kept = self.relay.tracker.kept();
-        let all = makings(kept.known(), kept.statements());
+        let mut all = makings(kept.known(), kept.statements());
+        all.extend((self.relay.tracker.status() == b'E').then(failing));
         let attaching = async {
             loop {
                 let mut attached = self.shared.attach(&slot, &self.target, &self.parameters, until).await?;

@@ -12,7 +12,7 @@ use crate::pool::server::{Idle, State};
 use crate::pool::{Key, Line, Place, Waiting};
 use crate::relay::Server;
 use crate::route::Target;
-use crate::wire::inquiry::{Known, Making, closing, makings, resetting};
+use crate::wire::inquiry::{Known, Making, closing, failing, makings, resetting};
 use crate::wire::reply::{ErrorReply, parameter_status};
 use crate::wire::statements::OnServer;
 use quorate_model::PoolMode;
@@ -71,6 +71,7 @@ impl Shared {
         target: &Target,
         parameters: &[(String, String)],
         wanted: &Known,
+        failed: bool,
         until: Instant,
     ) -> Result<Taken, Denied> {
         loop {
@@ -96,6 +97,7 @@ impl Shared {
                 all.extend((!settings.is_empty()).then(resetting));
                 all.extend(makings(wanted, &Default::default()));
             }
+            all.extend(failed.then(failing));
             let mut server = server;
             match rebuild(&mut server.stream, &mut answer, &all).await {
                 // Only the client's own statements can fail, and those are not among them.
@@ -158,8 +160,9 @@ impl Session {
         };
         let slot = Arc::clone(&self.relay.slot);
         let wanted = self.relay.tracker.kept().known().clone();
+        let failed = self.relay.tracker.status() == b'E';
         let attaching =
-            self.shared.server_for(&mut place, &slot, &self.target, &self.parameters, &wanted, until);
+            self.shared.server_for(&mut place, &slot, &self.target, &self.parameters, &wanted, failed, until);
         let taken = tokio::select! {
             biased;
             taken = attaching => taken,

@@ -71,6 +71,7 @@ async fn make(stream: &mut Stream, answer: &mut Answer, all: &[Making]) -> Resul
         let message = &lane.unjudged()[..header.total];
         let body = &message[HEADER_BYTES..];
         match header.tag {
+            b'Z' if current.fails && body != b"E" => return Err(Failure::Lost),
             b'Z' => making = makings.next(),
             b'S' => {
                 if let Some((name, rest)) = c_string(body)
@@ -82,6 +83,7 @@ async fn make(stream: &mut Stream, answer: &mut Answer, all: &[Making]) -> Resul
             // It listens already.
             b'A' => answer.rest.extend_from_slice(message),
             b'E' if matches!(field(body, b'V'), Some(b"FATAL" | b"PANIC")) => return Err(Failure::Lost),
+            b'E' if current.fails => {}
             b'E' if current.statement.is_some() => failed.extend(current.statement.clone()),
             b'E' => {
                 let why = String::from_utf8_lossy(field(body, b'M').unwrap_or_default()).into_owned();

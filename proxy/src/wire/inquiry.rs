@@ -171,6 +171,8 @@ pub struct Making {
     /// The name, if it is a statement that the client prepared: one that cannot be prepared any more is for its next use to
     /// find out.
     pub statement: Option<Box<[u8]>>,
+    /// It is to fail.
+    pub fails: bool,
     pub bytes: Vec<u8>,
 }
 
@@ -183,7 +185,7 @@ pub fn makings(known: &Known, statements: &Statements) -> Vec<Making> {
     let query = |what: String, sql: &[u8]| {
         let mut bytes = Vec::new();
         message(&mut bytes, b'Q', |body| put_c_string(body, sql));
-        Making { what, statement: None, bytes }
+        Making { what, statement: None, fails: false, bytes }
     };
     // The encoding first, because everything else is written in it; the role last, because it may do less.
     let rank = |name: &[u8]| match name {
@@ -224,7 +226,7 @@ pub fn makings(known: &Known, statements: &Statements) -> Vec<Making> {
         message(&mut bytes, b'P', |out| out.extend_from_slice(body));
         message(&mut bytes, b'S', |_| {});
         let what = format!("the prepared statement \"{}\"", String::from_utf8_lossy(name));
-        all.push(Making { what, statement: Some(name.clone()), bytes });
+        all.push(Making { what, statement: Some(name.clone()), fails: false, bytes });
     }
     all
 }
@@ -235,7 +237,14 @@ pub fn resetting() -> Making {
     message(&mut bytes, b'Q', |body| {
         put_c_string(body, b"RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL");
     });
-    Making { what: "a reset of its settings".to_owned(), statement: None, bytes }
+    Making { what: "a reset of its settings".to_owned(), statement: None, fails: false, bytes }
+}
+
+/// What puts a server into a transaction block that has failed: where its client is since another server was lost.
+pub fn failing() -> Making {
+    let mut bytes = Vec::new();
+    message(&mut bytes, b'Q', |body| put_c_string(body, b"BEGIN; ROLLBACK TO SAVEPOINT quorate_lost"));
+    Making { what: "a lost transaction".to_owned(), statement: None, fails: true, bytes }
 }
 
 /// What closes statements of ours; none, if there are none.
@@ -251,7 +260,7 @@ pub fn closing(statements: &[Serial]) -> Option<Making> {
         });
     }
     message(&mut bytes, b'S', |_| {});
-    Some(Making { what: "the end of statements".to_owned(), statement: None, bytes })
+    Some(Making { what: "the end of statements".to_owned(), statement: None, fails: false, bytes })
 }
 
 fn message(out: &mut Vec<u8>, tag: u8, body: impl FnOnce(&mut Vec<u8>)) {

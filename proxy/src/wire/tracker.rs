@@ -93,6 +93,11 @@ pub struct Tracker {
     executes: bool,
     /// A request in flight may have committed something.
     commits: bool,
+    /// A request in flight may have ended the transaction block.
+    ends: bool,
+    /// The unnamed statement, or any named one, may end a block.
+    unnamed_ends: bool,
+    named_ends: bool,
     /// The unnamed statement, or any named one, may commit.
     unnamed_commits: bool,
     named_commits: bool,
@@ -131,6 +136,9 @@ impl Default for Tracker {
             copy_in: false,
             executes: false,
             commits: false,
+            ends: false,
+            unnamed_ends: false,
+            named_ends: false,
             unnamed_commits: false,
             named_commits: false,
             bound_commits: false,
@@ -186,6 +194,21 @@ impl Tracker {
         self.status != b'I'
     }
 
+    /// Whether something in flight may have ended the transaction block.
+    pub fn may_have_ended(&self) -> bool {
+        self.ends
+    }
+
+    /// Whether a statement that was prepared may end a transaction block.
+    pub fn may_end(&self, statement: &[u8]) -> bool {
+        if statement.is_empty() { self.unnamed_ends } else { self.named_ends }
+    }
+
+    /// The client has been told that it is in a block: an open one (`T`), or one that has failed (`E`).
+    pub fn is_told(&mut self, status: u8) {
+        self.status = status;
+    }
+
     pub fn requests(&self) -> u64 {
         self.requests
     }
@@ -232,6 +255,7 @@ impl Tracker {
                 self.begin(Wait::Simple);
                 self.opens = alone.then(|| outcome::opened(body));
                 self.executes |= !opens;
+                self.ends |= marks.may_end_block();
                 self.commits |= marks.has(Marks::MAY_COMMIT);
                 self.asked &= self.batch;
                 self.kept.close(b"");
@@ -317,8 +341,10 @@ impl Tracker {
         self.kept.sets_locally(local);
         if name.is_empty() {
             self.unnamed_commits = marks.has(Marks::MAY_COMMIT);
+            self.unnamed_ends = marks.may_end_block();
         } else {
             self.named_commits |= marks.has(Marks::MAY_COMMIT);
+            self.named_ends |= marks.may_end_block();
         }
         if self.remembers {
             if name.is_empty() {
@@ -332,6 +358,7 @@ impl Tracker {
     fn bind(&mut self, body: &[u8]) {
         self.extend();
         let statement = c_string(body).and_then(|(_, rest)| c_string(rest)).map(|(name, _)| name);
+        self.ends |= statement.is_none_or(|name| self.may_end(name));
         self.bound_commits |= match statement {
             Some(b"") => self.unnamed_commits,
             Some(_) => self.named_commits,
@@ -433,6 +460,9 @@ impl Tracker {
         self.commits |= marks.has(Marks::MAY_COMMIT);
         self.unnamed_commits |= marks.has(Marks::MAY_COMMIT);
         self.named_commits |= marks.has(Marks::MAY_COMMIT);
+        self.ends |= marks.may_end_block();
+        self.unnamed_ends |= marks.may_end_block();
+        self.named_ends |= marks.may_end_block();
     }
 
     fn end_copy(&mut self) {
@@ -470,6 +500,7 @@ impl Tracker {
         if self.answers == 0 && !self.batch {
             self.executes = false;
             self.commits = false;
+            self.ends = false;
             self.waits.clear();
             if status == b'I' {
                 self.kept.settle();
@@ -602,6 +633,10 @@ impl Tracker {
         if self.bare_sync {
             return self.kept.describe().map_or(Loss::Synced(self.answers), Loss::State);
         }
+        if self.status == b'E' && self.is_quiet() {
+            // Its client knows already that nothing of it will be.
+            return self.kept.describe_after_abort().map_or(Loss::Keep, Loss::State);
+        }
         let aborted = || self.kept.describe_after_abort().map_or(Loss::Aborted, Loss::State);
         if let Some(tag) = self.opens {
             return self.kept.describe().map_or(Loss::Opened(tag), Loss::State);
@@ -650,6 +685,8 @@ impl Tracker {
             // Of statements that are prepared again.
             unnamed_commits: self.unnamed_commits,
             named_commits: self.named_commits,
+            unnamed_ends: self.unnamed_ends,
+            named_ends: self.named_ends,
             watches_binds: self.watches_binds,
             ..Tracker::default()
         };

@@ -1,6 +1,4 @@
-//! A statement that is given as text is prepared and closed at each use, as is the driver's default. Within blocks those
-//! are used that were prepared before: the driver does not look at the answer to a Close, so it would miss there that its
-//! transaction is lost (docs/PROXY.md).
+//! A statement that is given as text is prepared and closed at each use, as is the driver's default.
 
 use crate::report::{Report, Step};
 use crate::{PAUSE, ROWS, STATE, WRITE};
@@ -18,7 +16,6 @@ pub async fn session(report: Arc<Report>, url: Arc<str>, stop: Arc<Path>, number
     client.batch_execute("SET work_mem = '7MB'").await?;
     client.batch_execute(&format!("SET app.who = '{who}'")).await?;
     let state = client.prepare(STATE).await?;
-    let (write, rows) = (client.prepare(WRITE).await?, client.prepare(ROWS).await?);
     report.seen().begun += 1;
     let mut turn = 0;
     while !stop.exists() {
@@ -37,7 +34,7 @@ pub async fn session(report: Arc<Report>, url: Arc<str>, stop: Arc<Path>, number
                 continue;
             }
         }
-        match in_block(&mut client, &write, &rows, number, turn).await {
+        match in_block(&mut client, number, turn).await {
             Ok(rows) => {
                 ensure!(rows == 2, "{who} finds {rows} rows");
                 let mut seen = report.seen();
@@ -63,16 +60,10 @@ async fn alone(client: &Client, state: &Statement, number: i32, turn: i32) -> Re
     Ok((held, answer))
 }
 
-async fn in_block(
-    client: &mut Client,
-    write: &Statement,
-    rows: &Statement,
-    number: i32,
-    turn: i32,
-) -> Result<i64, Error> {
+async fn in_block(client: &mut Client, number: i32, turn: i32) -> Result<i64, Error> {
     let block = client.transaction().await?;
-    block.execute(write, &[&DRIVER, &number, &turn, &"in a block"]).await?;
-    let rows = block.query_one(rows, &[&DRIVER, &number, &turn]).await?.get(0);
+    block.execute(WRITE, &[&DRIVER, &number, &turn, &"in a block"]).await?;
+    let rows = block.query_one(ROWS, &[&DRIVER, &number, &turn]).await?.get(0);
     block.commit().await?;
     Ok(rows)
 }

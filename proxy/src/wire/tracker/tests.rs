@@ -126,6 +126,25 @@ fn a_sync_that_ends_nothing_is_answered() {
 }
 
 #[test]
+fn a_block_that_has_failed_already_is_no_news() {
+    let failed = [q("begin"), z(b'T'), q("nonsense"), z(b'E')];
+    assert_eq!(run(&failed).loss(b"", false), Loss::Keep);
+    assert_eq!(run(&[&failed[..], &[q("select 1")]].concat()).loss(b"", false), Loss::Aborted);
+}
+
+#[test]
+fn what_may_end_a_block_is_told_from_what_cannot() {
+    let ended = |last: &[Step]| run(&[&[q("begin"), z(b'T')], last].concat()).may_have_ended();
+    for text in ["commit", "ROLLBACK", "end", "abort", "insert into t values (1); commit"] {
+        assert!(ended(&[q(text)]), "{text}");
+        assert!(ended(&[parse("", text), bind("")]), "{text}");
+        assert!(ended(&[parse("s", text), f(b'S'), z(b'T'), bind("s")]), "{text}");
+        assert!(!ended(&[q(text), z(b'T')]), "{text}");
+    }
+    assert!(!ended(&[q("insert into t values (1)")]) && !ended(&[parse("", "select 1"), bind("")]));
+}
+
+#[test]
 fn a_set_local_changes_nothing_that_is_asked_for() {
     let stale = |steps: &[Step]| run(steps).kept().is_stale();
     let begun = [q("begin"), done("BEGIN"), z(b'T')];
