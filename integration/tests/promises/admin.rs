@@ -17,7 +17,7 @@ const COLUMNS: &[(&str, &str)] = &[
     ),
     (
         "SHOW DATABASES",
-        "server, database, phase, epoch, primary, secondaries, k, open, sessions, size_bytes, reads, commits, outcomes",
+        "server, database, phase, epoch, primary, secondaries, k, open, sessions, size_bytes, reads, commits, outcomes, pool_mode, pool_size",
     ),
     (
         "SHOW REPLICAS",

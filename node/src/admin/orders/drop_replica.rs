@@ -28,6 +28,24 @@ impl Order for DropReplica {
     }
 
     async fn run(&self, session: &Session) -> Result<Answer, AdminError> {
+        // The coordinator changes the record too, at any time: what it has changed is looked at, and decided anew.
+        for _ in 1..TRIES {
+            match self.drop_it(session).await {
+                Err(stale) if stale.code == STALE => {}
+                other => return other,
+            }
+        }
+        self.drop_it(session).await
+    }
+}
+
+/// How often an order is decided anew when the record has changed meanwhile.
+const TRIES: u32 = 10;
+/// `serialization_failure`: the record is not the one that was looked at ([`Refusal::Stale`]).
+const STALE: &str = "40001";
+
+impl DropReplica {
+    async fn drop_it(&self, session: &Session) -> Result<Answer, AdminError> {
         let map = session.fresh_map().await;
         let database = lookup::database(&map, &self.name)?;
         if !database.replicas.contains_key(&self.replica) {

@@ -35,13 +35,14 @@ async fn columns_are_as_promised() {
         ),
         (
             "SHOW DATABASES",
-            "server, database, phase, epoch, primary, secondaries, k, open, sessions, size_bytes, reads, commits, outcomes",
+            "server, database, phase, epoch, primary, secondaries, k, open, sessions, size_bytes, reads, commits, outcomes, pool_mode, pool_size",
         ),
         (
             "SHOW REPLICAS",
             "server, database, replica, node, role, state, epoch, flush_lsn, lag_bytes, pid, data_directory, socket",
         ),
         ("SHOW RING", "position, node, predecessor, successor, state, last_heartbeat_ms, reported_by"),
+        ("SHOW POOLS", "server, database, size, used, idle, waiting, longest_wait_ms, pinned, pinned_by"),
         ("SHOW EVENTS", "id, time, database, event, epoch, reason, reported_by, from, to, total_ms, steps"),
         (
             "SHOW OPERATIONS",
