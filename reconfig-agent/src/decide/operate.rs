@@ -315,8 +315,10 @@ fn switchover(
         None => database.current.voters.iter().copied().find(|r| view.is_ready(database, *r)),
     };
     let Some(target) = target.filter(|r| view.is_ready(database, *r)) else {
-        // Whoever takes it over may find a target that has just lost the primary that it followed.
-        if operation.attempt > 1 && held_for(view, operation) < RETURN_MS {
+        // Whoever has just begun to coordinate has not heard of everybody yet; and whoever takes it over may find a target
+        // that has just lost the primary that it followed.
+        let unheard = database.current.voters.iter().any(|r| view.health(database, *r) == Health::Unknown);
+        if (unheard || operation.attempt > 1) && held_for(view, operation) < RETURN_MS {
             return None;
         }
         let because = "the target does not follow the primary closely; see SHOW REPLICAS";

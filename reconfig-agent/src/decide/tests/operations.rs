@@ -135,6 +135,31 @@ fn a_switchover_reaches_its_target_through_an_election_by_another_coordinator() 
     }
 }
 
+/// Its first coordinator was lost before it had claimed it, and the next one knows nothing of anybody yet.
+#[test]
+fn a_switchover_is_not_given_up_for_want_of_a_report() {
+    let mut world = idle();
+    let voters: Vec<ReplicaId> = world.db().current.voters.iter().copied().collect();
+    world.unheard.extend(&voters);
+    let id = switching(&mut world);
+    for _ in 0..10 {
+        world.step();
+    }
+    assert_eq!(world.operation(id).state, OperationState::Running);
+    world.unheard.clear();
+    world.run_until("ended", |w| w.operation(id).state.is_over());
+    assert_eq!(world.operation(id).state, OperationState::Done);
+    // What is heard and does not follow is an answer.
+    let target =
+        world.db().current.voters.iter().copied().find(|r| world.db().node_of(*r) == Some(NodeId(2)));
+    world.replicas.get_mut(&target.unwrap()).unwrap().alive = false;
+    let (database, to, now_ms) = (world.id, Some(NodeId(2)), world.now);
+    let id = begin(&mut world, Command::BeginSwitchover { database, to, now_ms });
+    world.run_until("ended", |w| w.operation(id).state.is_over());
+    assert!(matches!(world.operation(id).state, OperationState::Failed(_)));
+    assert!(world.now - now_ms < 1_000, "at once");
+}
+
 #[test]
 fn a_failover_to_the_target_fulfils_a_switchover() {
     let mut world = idle();

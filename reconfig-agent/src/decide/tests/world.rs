@@ -48,6 +48,8 @@ pub(super) struct World {
     pub steps: Vec<Step>,
     /// Whether rewinds succeed.
     pub rewinds: bool,
+    /// No report of these has come.
+    pub unheard: BTreeSet<ReplicaId>,
 }
 
 impl World {
@@ -96,6 +98,7 @@ impl World {
             claims: BTreeMap::new(),
             steps: Vec::new(),
             rewinds: true,
+            unheard: BTreeSet::new(),
         };
         world.run_until("created", |w| w.is_open() && w.db().phase == Phase::Stable);
         world
@@ -188,7 +191,7 @@ impl World {
         let mut all = BTreeMap::new();
         for (id, fake) in &self.replicas {
             let Some(node) = d.node_of(*id) else { continue };
-            if self.down.contains_key(&node) {
+            if self.down.contains_key(&node) || self.unheard.contains(id) {
                 continue;
             }
             let run = if fake.alive { fake.run.clone() } else { RunState::Stopped("killed".into()) };
