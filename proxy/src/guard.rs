@@ -169,10 +169,10 @@ pub fn mentions_synchronous_commit(bytes: &[u8]) -> bool {
 
 /// Whether the text of a Query or Parse message is one SET LOCAL, which its transaction takes back.
 pub fn sets_locally(text: &[u8]) -> bool {
-    let text = CStr::from_bytes_until_nul(text).map_or(text, CStr::to_bytes).trim_ascii();
-    let Some(text) = after_word(text, b"set").and_then(|text| after_word(text, b"local")) else {
-        return false;
-    };
+    // The rest is looked at only where the first words ask for it: this is done for every statement.
+    let rest = after_word(text.trim_ascii_start(), b"set").and_then(|rest| after_word(rest, b"local"));
+    let Some(rest) = rest else { return false };
+    let text = CStr::from_bytes_until_nul(rest).map_or(rest, CStr::to_bytes).trim_ascii_end();
     !text.strip_suffix(b";").unwrap_or(text).contains(&b';')
 }
 

@@ -279,11 +279,16 @@ impl Kept {
         self.parses_answered
     }
 
-    /// What a named statement does, as far as it is remembered or on its way.
-    pub fn kind(&self, name: &[u8]) -> Kind {
+    /// The text of a named statement, and what is behind it, if it is remembered or on its way.
+    pub fn text_of(&self, name: &[u8]) -> Option<&[u8]> {
         let pending = self.pending.iter().rev().find(|p| *p.name == *name).map(|p| &p.body);
         let body = pending.or_else(|| self.statements.get(name));
-        body.and_then(|body| c_string(body)).map_or(Kind::Other, |(_, text)| Kind::of(text))
+        body.and_then(|body| c_string(body)).map(|(_, text)| text)
+    }
+
+    /// What it does.
+    pub fn kind(&self, name: &[u8]) -> Kind {
+        self.text_of(name).map_or(Kind::Other, Kind::of)
     }
 
     /// The answer to a Sync has come, before which so many had been sent: those without an answer failed.

@@ -1,14 +1,17 @@
 //! What a session is in the middle of: the requests whose answers are outstanding, the transaction, and what the
-//! backend keeps for it. From this follows what can be done for the client when the backend is lost.
+//! backend keeps for it. From this follows what can be done for the client when the backend is lost ([`loss`]).
 //!
 //! The tracker is told of every message in both directions, whole or by its beginning. It errs towards caution: a
 //! request that might have committed something counts as one that did.
 
-use super::header::{HEADER_BYTES, c_string, peek};
+mod loss;
+
+use super::header::c_string;
 use super::inquiry::{Known, statement_name};
 use super::kept::Kept;
-use super::outcome::{self, Batch, Heard, Kind, Learnt, Outcome};
+use super::outcome::{self, Batch, Heard, Kind, Outcome};
 use crate::guard::{self, Marks};
+pub use loss::{Committing, Loss};
 use std::collections::VecDeque;
 
 /// Requests without an answer that a session may have; above this the relay stops reading from the client.
@@ -42,36 +45,19 @@ pub enum Question {
     Statement,
 }
 
-/// What the loss of the backend means for the session.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Loss {
-    /// Nothing: the next request goes to another backend.
-    Keep,
-    /// Only this many Syncs were in flight that ended nothing: they are answered.
-    Synced(usize),
-    /// Only the Query was in flight that opens a block, whose CommandComplete says this: it is answered, and the
-    /// transaction is gone.
-    Opened(&'static str),
-    /// Its transaction is gone for certain.
-    Aborted,
-    /// Something was kept that is gone: named.
-    State(String),
-    /// A transaction was committing that can be asked for.
-    Committing(Box<Committing>),
-    /// A statement was under way whose fate is not known; and what the session held, if that cannot be made anew.
-    Unknown(Option<String>),
+/// What a statement that was prepared may do to the transaction block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Does {
+    commits: bool,
+    /// Commits it or rolls it back.
+    ends: bool,
 }
 
-/// A commit whose answer was lost.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Committing {
-    /// The transaction's id.
-    pub id: u64,
-    /// What the client is told if it has committed.
-    pub answer: Vec<u8>,
-    /// What the session has lost in either case.
-    pub kept_if_committed: Option<String>,
-    pub kept_if_aborted: Option<String>,
+impl Does {
+    fn more(&mut self, marks: Marks) {
+        self.commits |= marks.has(Marks::MAY_COMMIT);
+        self.ends |= marks.may_end_block();
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,12 +81,9 @@ pub struct Tracker {
     commits: bool,
     /// A request in flight may have ended the transaction block.
     ends: bool,
-    /// The unnamed statement, or any named one, may end a block.
-    unnamed_ends: bool,
-    named_ends: bool,
-    /// The unnamed statement, or any named one, may commit.
-    unnamed_commits: bool,
-    named_commits: bool,
+    /// The unnamed statement, and all named ones together.
+    unnamed: Does,
+    named: Does,
     /// A statement that may commit was bound in this transaction.
     bound_commits: bool,
     /// A statement mentioned set_config: its parameters are looked at too.
@@ -137,10 +120,8 @@ impl Default for Tracker {
             executes: false,
             commits: false,
             ends: false,
-            unnamed_ends: false,
-            named_ends: false,
-            unnamed_commits: false,
-            named_commits: false,
+            unnamed: Does::default(),
+            named: Does::default(),
             bound_commits: false,
             watches_binds: false,
             ended_block: false,
@@ -199,9 +180,14 @@ impl Tracker {
         self.ends
     }
 
-    /// Whether a statement that was prepared may end a transaction block.
+    /// Whether a statement that was prepared may end a transaction block. One of which nothing is remembered may what any
+    /// of them may.
     pub fn may_end(&self, statement: &[u8]) -> bool {
-        if statement.is_empty() { self.unnamed_ends } else { self.named_ends }
+        if statement.is_empty() {
+            return self.unnamed.ends;
+        }
+        let of_text = |text| guard::read(text).may_end_block();
+        self.named.ends && self.kept.text_of(statement).is_none_or(of_text)
     }
 
     /// The client has been told that it is in a block: an open one (`T`), or one that has failed (`E`).
@@ -340,11 +326,10 @@ impl Tracker {
         let local = is_first && name.is_empty() && guard::sets_locally(body.get(1..).unwrap_or_default());
         self.kept.sets_locally(local);
         if name.is_empty() {
-            self.unnamed_commits = marks.has(Marks::MAY_COMMIT);
-            self.unnamed_ends = marks.may_end_block();
+            self.unnamed = Does::default();
+            self.unnamed.more(marks);
         } else {
-            self.named_commits |= marks.has(Marks::MAY_COMMIT);
-            self.named_ends |= marks.may_end_block();
+            self.named.more(marks);
         }
         if self.remembers {
             if name.is_empty() {
@@ -360,8 +345,8 @@ impl Tracker {
         let statement = c_string(body).and_then(|(_, rest)| c_string(rest)).map(|(name, _)| name);
         self.ends |= statement.is_none_or(|name| self.may_end(name));
         self.bound_commits |= match statement {
-            Some(b"") => self.unnamed_commits,
-            Some(_) => self.named_commits,
+            Some(b"") => self.unnamed.commits,
+            Some(_) => self.named.commits,
             None => true,
         };
         if statement == Some(b"") {
@@ -458,11 +443,9 @@ impl Tracker {
     pub fn more_text(&mut self, marks: Marks) {
         self.marks(marks);
         self.commits |= marks.has(Marks::MAY_COMMIT);
-        self.unnamed_commits |= marks.has(Marks::MAY_COMMIT);
-        self.named_commits |= marks.has(Marks::MAY_COMMIT);
         self.ends |= marks.may_end_block();
-        self.unnamed_ends |= marks.may_end_block();
-        self.named_ends |= marks.may_end_block();
+        self.unnamed.more(marks);
+        self.named.more(marks);
     }
 
     fn end_copy(&mut self) {
@@ -591,84 +574,6 @@ impl Tracker {
         self.kept.close(name);
     }
 
-    /// The backend is gone: what of the session is gone with it? `rest`: what it had said last, and its client was not
-    /// told; `said_all`: nothing more is missing.
-    pub fn loss(&mut self, rest: &[u8], said_all: bool) -> Loss {
-        let held = if self.listens() || self.next_is_statement() { self.hear_rest(rest) } else { Vec::new() };
-        self.loss_with(held, said_all)
-    }
-
-    fn next_is_statement(&self) -> bool {
-        self.waits.iter().any(|wait| matches!(wait, Wait::Statement(_)))
-    }
-
-    /// Looks for the answer to a question of ours. Returns what is the client's and came before its end.
-    fn hear_rest(&mut self, mut rest: &[u8]) -> Vec<u8> {
-        let mut held = Vec::new();
-        while self.waits.iter().any(|wait| matches!(wait, Wait::Call | Wait::Statement(_)))
-            && let Ok(Some(header)) = peek(rest)
-            && header.total <= rest.len()
-        {
-            let (message, more) = rest.split_at(header.total);
-            rest = more;
-            if self.listens() && self.hear(header.tag, &message[HEADER_BYTES..]) {
-                continue;
-            }
-            match header.tag {
-                // A request has ended, or failed: what is asked for behind it is not reached.
-                b'Z' | b'E' => break,
-                b'1' if !self.parse_complete() => continue,
-                b'S' | b'N' | b'A' => continue,
-                _ => {}
-            }
-            held.extend_from_slice(message);
-        }
-        held
-    }
-
-    fn loss_with(&self, held: Vec<u8>, said_all: bool) -> Loss {
-        if self.is_idle() {
-            return self.kept.describe().map_or(Loss::Keep, Loss::State);
-        }
-        if self.bare_sync {
-            return self.kept.describe().map_or(Loss::Synced(self.answers), Loss::State);
-        }
-        if self.status == b'E' && self.is_quiet() {
-            // Its client knows already that nothing of it will be.
-            return self.kept.describe_after_abort().map_or(Loss::Keep, Loss::State);
-        }
-        let aborted = || self.kept.describe_after_abort().map_or(Loss::Aborted, Loss::State);
-        if let Some(tag) = self.opens {
-            return self.kept.describe().map_or(Loss::Opened(tag), Loss::State);
-        }
-        let alone = self.answers + usize::from(self.batch) <= 1;
-        let next = self.waits.iter().find(|wait| **wait != Wait::CopyEnd);
-        if said_all && next.is_some_and(|wait| !wait.is_clients()) {
-            // It answers in order, and a question before it goes on to the commit behind it.
-            return aborted();
-        }
-        if self.answers == 1
-            && !self.batch
-            && self.waits.iter().all(|wait| wait.is_clients())
-            && let Some((learnt, answer)) = self.outcome.at_loss()
-        {
-            let Learnt::Id(id) = learnt else { return aborted() };
-            return Loss::Committing(Box::new(Committing {
-                id,
-                answer: [held, answer].concat(),
-                kept_if_committed: self.kept.describe(),
-                kept_if_aborted: self.kept.describe_after_abort(),
-            }));
-        }
-        let unknown = || Loss::Unknown(self.kept.describe_after_abort());
-        if self.in_transaction() {
-            // Of several requests in flight the first may have ended the transaction.
-            let certain = self.is_quiet() || !self.executes || (alone && !self.commits);
-            return if certain { aborted() } else { unknown() };
-        }
-        if self.executes { unknown() } else { aborted() }
-    }
-
     /// Whether the answer that comes next is that of a Query.
     pub fn answers_simple(&self) -> bool {
         self.waits.front() == Some(&Wait::Simple)
@@ -683,10 +588,8 @@ impl Tracker {
             requests: self.requests,
             remembers: self.remembers,
             // Of statements that are prepared again.
-            unnamed_commits: self.unnamed_commits,
-            named_commits: self.named_commits,
-            unnamed_ends: self.unnamed_ends,
-            named_ends: self.named_ends,
+            unnamed: self.unnamed,
+            named: self.named,
             watches_binds: self.watches_binds,
             ..Tracker::default()
         };

@@ -141,6 +141,12 @@ fn what_may_end_a_block_is_told_from_what_cannot() {
         assert!(ended(&[parse("s", text), f(b'S'), z(b'T'), bind("s")]), "{text}");
         assert!(!ended(&[q(text), z(b'T')]), "{text}");
     }
+    // A statement is told from others that were prepared.
+    let one = Step::Back(b'1', Vec::new());
+    let prepared = [parse("c", "commit"), parse("s", "select 1"), f(b'S'), one.clone(), one, z(b'T')];
+    assert!(
+        !ended(&[&prepared[..], &[bind("s")]].concat()) && ended(&[&prepared[..], &[bind("?")]].concat())
+    );
     assert!(!ended(&[q("insert into t values (1)")]) && !ended(&[parse("", "select 1"), bind("")]));
 }
 
