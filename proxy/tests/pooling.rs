@@ -347,6 +347,40 @@ async fn a_statement_prepared_after_a_change_of_its_table_works_everywhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn more_statements_than_are_remembered_pin_a_client() {
+    use tokio::io::AsyncWriteExt;
+    let postgres = Postgres::start().await;
+    let cluster = sharing(&postgres, 2).await;
+    let parse = |n: usize| message(b'P', format!("s{n}\0select {n}\0\0\0").as_bytes());
+    let mut raw = RawClient::log_in(&cluster, 1).await;
+    for from in [0, 600] {
+        let batch: Vec<u8> = (from..from + 600).flat_map(parse).chain(message(b'S', b"")).collect();
+        raw.0.write_all(&batch).await.unwrap();
+        assert_eq!(raw.messages_until_ready().await.len(), 601);
+    }
+    let why = "more prepared statements than are remembered";
+    until(why, async || pinned(&cluster, 1) == [why]).await;
+    for n in [0, 599, 1_100, 1_199] {
+        let bind = message(b'B', &[b"\0s", n.to_string().as_bytes(), &[0; 7]].concat());
+        raw.0.write_all(&[bind, message(b'E', &[0; 5]), message(b'S', b"")].concat()).await.unwrap();
+        let said = raw.messages_until_ready().await;
+        assert!(said[1].0 == b'D' && said[1].1.ends_with(n.to_string().as_bytes()), "{said:?}");
+    }
+    raw.send(b'Q', b"deallocate all\0").await;
+    raw.until_ready().await;
+    until("free again", async || pinned(&cluster, 1).is_empty()).await;
+    // And there is an end to it.
+    let (mut read, mut write) = raw.0.into_split();
+    let batch: Vec<u8> = (0..20_000).flat_map(parse).chain(message(b'S', b"")).collect();
+    let writing = tokio::spawn(async move { write.write_all(&batch).await });
+    let mut told = Vec::new();
+    // It may be cut off with what it goes on to send.
+    let _ = soon(tokio::io::AsyncReadExt::read_to_end(&mut read, &mut told)).await;
+    drop(soon(writing).await.unwrap());
+    assert!(told.windows(5).any(|w| w == b"08P01"), "{} bytes", told.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_late_cancel_hits_nobody_else() {
     let postgres = Postgres::start().await;
     let cluster = Arc::new(sharing(&postgres, 1).await);

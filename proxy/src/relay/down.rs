@@ -233,7 +233,9 @@ impl Relay {
                     naming.complete(body.strip_suffix(b"\0").unwrap_or(body));
                 }
             }
-            b'1' => drop(self.parse_complete()),
+            b'1' => {
+                self.parse_complete();
+            }
             b'G' => self.tracker.copy_in_response(),
             b'K' if let Some((pid, secret)) = backend_key(body) => self.note_backend(pid, secret),
             _ if self.role != Role::Entry => {}

@@ -286,14 +286,21 @@ impl Relay {
         if !matches!(header.tag, b'Q' | b'P' | b'B' | b'D' | b'C') {
             return false;
         }
+        let is_parse = header.tag == b'P';
+        if is_parse && naming.is_full() {
+            self.malformed("too many prepared statements");
+            return false;
+        }
+        let kept = self.tracker.kept();
         let whole = seen >= header.total;
-        let sent = self.tracker.kept().parses_sent();
+        let is_named = self.up.unjudged().get(HEADER_BYTES).is_some_and(|first| *first != 0);
+        let known = whole && !(is_parse && is_named && !kept.remembers_last());
         // The tracker has counted this one already.
-        let parses = sent.wrapping_sub(u32::from(header.tag == b'P'));
+        let parses = kept.parses_sent().wrapping_sub(u32::from(is_parse));
         RENAMED.with_borrow_mut(|out| {
             out.clear();
             let message = &self.up.unjudged()[..seen.min(header.total)];
-            let Some(rewritten) = naming.rewrite(message, whole, parses, out) else { return false };
+            let Some(rewritten) = naming.rewrite(message, known, parses, out) else { return false };
             if !whole {
                 self.up.begin_large(header);
             }

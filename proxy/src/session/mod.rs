@@ -19,7 +19,7 @@ use crate::cancel::CancelKey;
 use crate::config::{FAREWELL_DEADLINE, LAST_WORD, RETRY_PAUSE};
 use crate::gate::door::Door;
 use crate::gate::serve::barrier;
-use crate::relay::{Event, Relay, down};
+use crate::relay::{Event, Relay, Server, down};
 use crate::route::{Place, Target, place};
 use crate::wire::control::{Control, End};
 use crate::wire::inquiry::{failing, makings};
@@ -27,11 +27,11 @@ use crate::wire::reply::{ErrorReply, command_complete, parameter_status, ready_f
 use crate::wire::tracker::Loss;
 use attach::Attached;
 use follow::{Denied, Primary};
+use params::Params;
 use pooling::Member;
 use quorate_throttle::Permit;
 use rebuild::{Failure, rebuild};
 use shared::{RouteEntry, Shared};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -260,30 +260,52 @@ impl Session {
                 failed.iter().for_each(|name| self.relay.tracker.forget_statement(name));
                 attached
             }
-            Err(Denied::Ours(error)) if error.severity == "ERROR" => {
-                self.relay.abort_with(error.bytes());
-                return Next::GoOn;
-            }
-            Err(denied) => {
-                self.relay.down.insert(&denied.fatal());
-                self.say_rest().await;
-                return Next::End;
-            }
+            Err(denied) => return self.denied(denied).await,
         };
-        // What was said last of each, and is not what the client knows.
-        let last: BTreeMap<_, _> = attached.answer.params.iter().map(|(name, value)| (name, value)).collect();
-        let mut changes = Vec::new();
-        for (name, value) in last {
-            if self.relay.params.set(name, value) {
-                parameter_status(&mut changes, name, value);
-            }
+        let Attached { server, primary, answer } = attached;
+        let mut params = Params::default();
+        for (name, value) in &answer.params {
+            params.set(name, value);
         }
-        self.relay.down.insert(&changes);
-        self.relay.down.put_back(&attached.answer.rest);
-        self.primary = attached.primary;
-        self.relay.attach(attached.server);
+        self.go_on_at(server, primary, params, &answer.rest);
         // What changed while we were attaching.
         self.look_again()
+    }
+
+    /// There is no server for the request that waits.
+    async fn denied(&mut self, denied: Denied) -> Next {
+        match denied {
+            Denied::Ours(error) if error.severity == "ERROR" => {
+                self.relay.abort_with(error.bytes());
+                Next::GoOn
+            }
+            denied => {
+                self.relay.down.insert(&denied.fatal());
+                self.say_rest().await;
+                Next::End
+            }
+        }
+    }
+
+    /// The session has that server, which has reported `params`. `rest`: what else has come from it. The client is told of
+    /// what is not as it knows it.
+    fn go_on_at(&mut self, server: Server, primary: Primary, params: Params, rest: &[u8]) {
+        if !self.relay.params.is(&params) {
+            let mut changes = Vec::new();
+            for (name, value) in params.iter() {
+                if self.relay.params.set(name, value) {
+                    parameter_status(&mut changes, name, value);
+                }
+            }
+            if self.relay.params == params {
+                // One copy for all who know the same.
+                self.relay.params = params;
+            }
+            self.relay.down.insert(&changes);
+        }
+        self.relay.down.put_back(rest);
+        self.primary = primary;
+        self.relay.attach(server);
     }
 
     fn look_again(&self) -> Next {

@@ -13,7 +13,7 @@ use crate::pool::{Key, Line, Place, Waiting};
 use crate::relay::Server;
 use crate::route::Target;
 use crate::wire::inquiry::{Known, Making, closing, failing, makings, resetting};
-use crate::wire::reply::{ErrorReply, parameter_status};
+use crate::wire::reply::ErrorReply;
 use crate::wire::statements::OnServer;
 use quorate_model::PoolMode;
 use std::sync::Arc;
@@ -171,32 +171,10 @@ impl Session {
         };
         let taken = match taken {
             Ok(taken) => taken,
-            Err(Denied::Ours(error)) if error.severity == "ERROR" => {
-                self.relay.abort_with(error.bytes());
-                return Next::GoOn;
-            }
-            Err(denied) => {
-                self.relay.down.insert(&denied.fatal());
-                self.say_rest().await;
-                return Next::End;
-            }
+            Err(denied) => return self.denied(denied).await,
         };
         let Taken { server, primary, pid, secret, params, statements, rest } = taken;
-        if !self.relay.params.is(&params) {
-            let mut changes = Vec::new();
-            for (name, value) in params.iter() {
-                if self.relay.params.set(name, value) {
-                    parameter_status(&mut changes, name, value);
-                }
-            }
-            if self.relay.params == params {
-                self.relay.params = params;
-            }
-            self.relay.down.insert(&changes);
-        }
-        self.relay.down.put_back(&rest);
-        self.primary = primary;
-        self.relay.attach(server);
+        self.go_on_at(server, primary, params, &rest);
         if let Some(naming) = &mut self.relay.naming {
             naming.attach(statements);
         }

@@ -18,6 +18,8 @@ use std::collections::{BTreeMap, VecDeque};
 const MAX_STATEMENTS: usize = 1024;
 const MAX_STATEMENT_BYTES: usize = 512 * 1024;
 
+/// What is kept of a buffer when nothing is in it.
+const IDLE_UNNAMED_BYTES: usize = 2 * 1024;
 /// A longer text is not remembered for the unnamed statement.
 const MAX_UNNAMED_BYTES: usize = 32 * 1024;
 
@@ -81,9 +83,11 @@ pub struct Kept {
     fresh: u16,
     statements: Statements,
     statement_bytes: usize,
-    /// The body of a Parse of the unnamed statement, which nothing of its batch has bound.
-    unnamed: Option<Box<[u8]>>,
+    /// The body of a Parse of the unnamed statement, which nothing of its batch has bound; or empty. A buffer that is used
+    /// again: most clients send one with every statement.
+    unnamed: Vec<u8>,
     pending: VecDeque<Pending>,
+    pending_bytes: usize,
     parses_sent: u32,
     parses_answered: u32,
     /// Settings with a dot in their names, which the server lists nowhere.
@@ -219,30 +223,50 @@ impl Kept {
         self.parses_sent = number.wrapping_add(1);
         if name.is_empty() {
             self.close(b"");
+            self.unnamed.clear();
             // Where statements have other names, whoever gives them these knows this one too.
-            self.unnamed = (whole && !self.renames && body.len() <= MAX_UNNAMED_BYTES).then(|| body.into());
+            if whole && !self.renames && body.len() <= MAX_UNNAMED_BYTES {
+                self.unnamed.extend_from_slice(body);
+            }
             return;
         }
-        if whole && self.pending.len() < MAX_STATEMENTS {
+        let count = self.statements.len() + self.pending.len();
+        let bytes = self.statement_bytes + self.pending_bytes + body.len();
+        if whole && count < MAX_STATEMENTS && bytes <= MAX_STATEMENT_BYTES {
+            self.pending_bytes += body.len();
             self.pending.push_back(Pending { number, name: name.into(), body: body.into() });
         } else {
             self.fresh |= MANY_PREPARED;
         }
     }
 
+    /// Whether the Parse that was sent last is remembered, if the server takes it.
+    pub fn remembers_last(&self) -> bool {
+        self.pending.back().is_some_and(|last| last.number.wrapping_add(1) == self.parses_sent)
+    }
+
+    fn next_pending(&mut self) -> Option<Pending> {
+        let pending = self.pending.pop_front()?;
+        self.pending_bytes -= pending.body.len();
+        Some(pending)
+    }
+
     /// The unnamed statement was bound. Nearly every client parses it anew for the next time.
     pub fn bind_unnamed(&mut self) {
-        self.unnamed = None;
+        self.unnamed.clear();
+        self.unnamed.shrink_to(IDLE_UNNAMED_BYTES);
     }
 
     /// A batch has ended. One that parsed the unnamed statement and did not bind it leaves that to the next: Go's pq waits
     /// for the answer in between, and there a session may get another server.
     pub fn end_batch(&mut self) {
-        if let Some(body) = self.unnamed.take()
-            && self.statement_bytes + body.len() <= MAX_STATEMENT_BYTES
-        {
+        if self.unnamed.is_empty() {
+            return;
+        }
+        let body = std::mem::take(&mut self.unnamed);
+        if self.statement_bytes + self.pending_bytes + body.len() <= MAX_STATEMENT_BYTES {
             self.statement_bytes += body.len();
-            self.statements.insert(Box::default(), body);
+            self.statements.insert(Box::default(), body.into_boxed_slice());
         }
     }
 
@@ -252,20 +276,11 @@ impl Kept {
         let number = self.parses_answered;
         self.parses_answered = number.wrapping_add(1);
         if self.pending.front().is_some_and(|first| first.number == number)
-            && let Some(Pending { name, body, .. }) = self.pending.pop_front()
+            && let Some(Pending { name, body, .. }) = self.next_pending()
         {
-            self.remember(name, body);
-        }
-    }
-
-    fn remember(&mut self, name: Box<[u8]>, body: Box<[u8]>) {
-        self.close(&name);
-        if self.statements.len() < MAX_STATEMENTS && self.statement_bytes + body.len() <= MAX_STATEMENT_BYTES
-        {
+            self.close(&name);
             self.statement_bytes += body.len();
             self.statements.insert(name, body);
-        } else {
-            self.stale |= MANY_PREPARED;
         }
     }
 
@@ -296,7 +311,7 @@ impl Kept {
     pub fn synced(&mut self, parses_sent: u32) {
         self.parses_answered = parses_sent;
         while self.pending.front().is_some_and(|first| (parses_sent.wrapping_sub(first.number) as i32) > 0) {
-            self.pending.pop_front();
+            self.next_pending();
         }
     }
 
@@ -338,6 +353,7 @@ impl Kept {
                 *self = Kept {
                     fresh: self.fresh & !UNTOLD,
                     pending: std::mem::take(&mut self.pending),
+                    pending_bytes: self.pending_bytes,
                     parses_sent: self.parses_sent,
                     parses_answered: self.parses_answered,
                     renames: self.renames,
@@ -368,6 +384,7 @@ impl Kept {
     pub fn forget_fresh(&mut self) {
         self.fresh = 0;
         self.pending.clear();
+        self.pending_bytes = 0;
         self.parses_sent = 0;
         self.parses_answered = 0;
     }

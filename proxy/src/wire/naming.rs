@@ -15,6 +15,9 @@ use std::sync::Arc;
 /// The longest unnamed statement that is remembered behind the batch in which it was prepared.
 const MAX_UNNAMED_BYTES: usize = 64 * 1024;
 
+/// Statements that one client may have; beyond what is remembered of them, their names alone.
+const MAX_NAMED: usize = 16 * 1024;
+
 /// A Parse that was sent and not answered, by its number among all of the session.
 #[derive(Debug)]
 struct Sent {
@@ -72,7 +75,13 @@ impl Naming {
         std::mem::take(&mut self.server)
     }
 
-    /// A message of the client of which `seen` is there, behind `parses` Parse messages. None: it is sent as it is.
+    /// The client has as many statements as it may.
+    pub fn is_full(&self) -> bool {
+        self.named.len() + self.sent.len() >= MAX_NAMED
+    }
+
+    /// A message of the client of which `seen` is there, behind `parses` Parse messages. `whole`: that is all of it, and if
+    /// it is a Parse with a name, it is remembered; otherwise the session stays at this server. None: it is sent as it is.
     /// Otherwise `out`, which is empty, is what replaces its beginning.
     pub fn rewrite(&mut self, seen: &[u8], whole: bool, parses: u32, out: &mut Vec<u8>) -> Option<Rewritten> {
         let (header, body) = seen.split_first_chunk::<HEADER_BYTES>()?;

@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, Weak};
 
 /// Statements that a server may have for its clients; with more, those used longest ago are closed.
 const MAX_ON_SERVER: usize = 1024;
+/// And bytes of their texts.
+const MAX_BYTES_ON_SERVER: usize = 4 * 1024 * 1024;
 /// Statements that are to be closed are closed together, so many at a time.
 const CLOSE_AT_ONCE: usize = 64;
 
@@ -102,14 +104,16 @@ impl Statements {
 struct Prepared {
     serial: Serial,
     used: u64,
-    // Its id is not given to another text while a server has it.
-    _statement: Arc<Statement>,
+    /// Its id is not given to another text while a server has it.
+    statement: Arc<Statement>,
 }
 
 /// What one server has.
 #[derive(Debug, Default)]
 pub struct OnServer {
     prepared: HashMap<u64, Prepared>,
+    /// Of their texts.
+    bytes: usize,
     uses: u64,
     /// Nobody will use them again.
     left: Vec<Serial>,
@@ -128,21 +132,28 @@ impl OnServer {
     pub fn add(&mut self, statement: Arc<Statement>, serial: Serial) {
         self.uses += 1;
         let id = statement.id;
-        let new = Prepared { serial, used: self.uses, _statement: statement };
-        if let Some(former) = self.prepared.insert(id, new) {
-            self.left.push(former.serial);
+        self.leave(id);
+        self.bytes += statement.body.len();
+        self.prepared.insert(id, Prepared { serial, used: self.uses, statement });
+        while self.prepared.len() > MAX_ON_SERVER || self.bytes > MAX_BYTES_ON_SERVER {
+            let Some((id, _)) = self.prepared.iter().min_by_key(|(_, p)| p.used) else { break };
+            self.leave(*id);
         }
-        if self.prepared.len() > MAX_ON_SERVER
-            && let Some((id, _)) = self.prepared.iter().min_by_key(|(_, p)| p.used)
-        {
-            let id = *id;
-            self.left.extend(self.prepared.remove(&id).map(|p| p.serial));
+    }
+
+    /// One of them is not used any more, and is to be closed.
+    fn leave(&mut self, id: u64) {
+        if let Some(former) = self.prepared.remove(&id) {
+            self.bytes -= former.statement.body.len();
+            self.left.push(former.serial);
         }
     }
 
     /// The server has forgotten one of them.
     pub fn remove(&mut self, statement: &Statement) {
-        self.prepared.remove(&statement.id);
+        if self.prepared.remove(&statement.id).is_some() {
+            self.bytes -= statement.body.len();
+        }
     }
 
     /// The server has forgotten all of them.
@@ -189,8 +200,9 @@ mod tests {
         assert_eq!(server.left, [first]);
         assert_eq!(&first.name()[..], b"\x01q0000000000000000");
         assert!(server.to_close().is_empty(), "not one by one");
+        assert_eq!(server.bytes, statement.body.len());
         server.clear();
-        assert_eq!(server.find(&statement, first), None);
+        assert_eq!((server.find(&statement, first), server.bytes), (None, 0));
     }
 
     #[test]
