@@ -2,7 +2,6 @@
 
 use crate::report::{Report, Step};
 use crate::{PAUSE, ROWS, STATE, WRITE};
-use anyhow::ensure;
 use sqlx::{Connection, Error, Executor, PgConnection};
 use std::path::Path;
 use std::sync::Arc;
@@ -20,10 +19,7 @@ pub async fn session(report: Arc<Report>, url: Arc<str>, stop: Arc<Path>, number
         tokio::time::sleep(PAUSE).await;
         turn += 1;
         match alone(&mut connection, number, turn).await {
-            Ok((held, answer)) => {
-                ensure!(held == format!("7MB {who}") && answer == number + 1, "{who} holds {held}, {answer}");
-                report.seen().written += 1;
-            }
+            Ok(told) => report.alone(&who, number, told)?,
             Err(error) => {
                 if !goes_on(&mut connection, &report, Step::Alone, error).await {
                     return Ok(());
@@ -32,12 +28,7 @@ pub async fn session(report: Arc<Report>, url: Arc<str>, stop: Arc<Path>, number
             }
         }
         match in_block(&mut connection, number, turn).await {
-            Ok(rows) => {
-                ensure!(rows == 2, "{who} finds {rows} rows");
-                let mut seen = report.seen();
-                seen.written += 1;
-                seen.turns += 1;
-            }
+            Ok(rows) => report.in_block(&who, rows)?,
             Err(error) => {
                 if !goes_on(&mut connection, &report, Step::InBlock, error).await {
                     return Ok(());

@@ -2,7 +2,6 @@
 
 use crate::report::{Report, Step};
 use crate::{PAUSE, ROWS, STATE, WRITE};
-use anyhow::ensure;
 use std::path::Path;
 use std::sync::Arc;
 use tokio_postgres::{Client, Error, NoTls, Statement};
@@ -22,10 +21,7 @@ pub async fn session(report: Arc<Report>, url: Arc<str>, stop: Arc<Path>, number
         tokio::time::sleep(PAUSE).await;
         turn += 1;
         match alone(&client, &state, number, turn).await {
-            Ok((held, answer)) => {
-                ensure!(held == format!("7MB {who}") && answer == number + 1, "{who} holds {held}, {answer}");
-                report.seen().written += 1;
-            }
+            Ok(told) => report.alone(&who, number, told)?,
             Err(error) => {
                 report.failed(Step::Alone, error.code().map(|code| code.code()), &error);
                 if client.is_closed() {
@@ -35,12 +31,7 @@ pub async fn session(report: Arc<Report>, url: Arc<str>, stop: Arc<Path>, number
             }
         }
         match in_block(&mut client, number, turn).await {
-            Ok(rows) => {
-                ensure!(rows == 2, "{who} finds {rows} rows");
-                let mut seen = report.seen();
-                seen.written += 1;
-                seen.turns += 1;
-            }
+            Ok(rows) => report.in_block(&who, rows)?,
             Err(error) => {
                 report.failed(Step::InBlock, error.code().map(|code| code.code()), &error);
                 if client.is_closed() {

@@ -1,5 +1,6 @@
 //! What the sessions of a driver saw.
 
+use anyhow::ensure;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -28,6 +29,22 @@ pub enum Step {
 impl Report {
     pub fn seen(&self) -> MutexGuard<'_, Seen> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first half of a turn has gone well: what the session holds, and its answer, are its own.
+    pub fn alone(&self, who: &str, number: i32, (held, answer): (String, i32)) -> anyhow::Result<()> {
+        ensure!(held == format!("7MB {who}") && answer == number + 1, "{who} holds {held}, {answer}");
+        self.seen().written += 1;
+        Ok(())
+    }
+
+    /// The second half has, and finds so many rows of the turn.
+    pub fn in_block(&self, who: &str, rows: i64) -> anyhow::Result<()> {
+        ensure!(rows == 2, "{who} finds {rows} rows");
+        let mut seen = self.seen();
+        seen.written += 1;
+        seen.turns += 1;
+        Ok(())
     }
 
     /// `code`: its SQLSTATE, if the server told one.

@@ -17,6 +17,8 @@ pub struct FakeCluster {
     pub leaderless: Mutex<bool>,
     pub reports: Mutex<Vec<ReplicaReport>>,
     pub suspected: Mutex<Vec<NodeId>>,
+    /// So many commands find that the coordinator has changed the record of `app` just before them.
+    pub overtaken: Mutex<u32>,
 }
 
 impl FakeCluster {
@@ -44,6 +46,7 @@ impl FakeCluster {
             leaderless: Mutex::new(false),
             reports: Mutex::new(Vec::new()),
             suspected: Mutex::new(Vec::new()),
+            overtaken: Mutex::new(0),
         })
     }
 
@@ -52,6 +55,14 @@ impl FakeCluster {
         let applied = map.apply(command)?;
         self.map.send_replace(Arc::new(map));
         Ok(applied)
+    }
+
+    /// A change of the record of `app` by the coordinator.
+    pub fn change(&self, change: Change) {
+        let map = self.map.borrow().clone();
+        let database = map.databases_called("app").next().unwrap();
+        let (database, version) = (database.id, database.version);
+        self.apply(Command::Reconfigure { database, version, change }).unwrap();
     }
 
     /// Brings a database that was just created into phase Stable and ends its operation.
@@ -95,6 +106,15 @@ impl AdminContext for FakeCluster {
     async fn propose(&self, command: Command) -> Result<Applied, ProposeError> {
         if *self.leaderless.lock().unwrap() {
             return Err(ProposeError::NoLeader);
+        }
+        let overtaken = {
+            let mut left = self.overtaken.lock().unwrap();
+            let was = *left;
+            *left = was.saturating_sub(1);
+            was
+        };
+        if overtaken > 0 {
+            self.change(Change::Elect { coordinator: NodeId(u64::from(overtaken)) });
         }
         Ok(self.apply(command)?)
     }

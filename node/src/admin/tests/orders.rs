@@ -331,6 +331,27 @@ async fn nothing_is_given_up_that_is_not_lost() {
 }
 
 #[tokio::test]
+async fn an_order_that_was_overtaken_is_decided_anew() {
+    let (port, client) = with_app().await;
+    let coordinator = NodeId(2);
+    let (survivor, lost) = {
+        let map = port.cluster.map();
+        let current = &map.databases_called("app").next().unwrap().current;
+        (current.primary, current.voters.clone())
+    };
+    port.cluster.change(Change::Elect { coordinator });
+    port.cluster.change(Change::LoseQuorum { coordinator, missing: lost.iter().copied().collect() });
+    port.cluster.change(Change::Recover { coordinator, survivor, quarantined: lost.clone() });
+    let order = |replica: &ReplicaId| format!("DROP REPLICA demo.app {replica}");
+    *port.cluster.overtaken.lock().unwrap() = 9;
+    client.batch_execute(&order(lost.first().unwrap())).await.unwrap();
+    assert_eq!(*port.cluster.overtaken.lock().unwrap(), 0, "it was, each time");
+    // But not for ever.
+    *port.cluster.overtaken.lock().unwrap() = 10;
+    assert_eq!(refused(&client, &order(lost.last().unwrap())).await.0, "40001");
+}
+
+#[tokio::test]
 async fn a_failover_is_explained_row_by_row() {
     let (_port, client) = with_app().await;
     let rows = client.query("EXPLAIN FAILOVER demo.app", &[]).await.unwrap();

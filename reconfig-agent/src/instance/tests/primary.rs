@@ -18,8 +18,8 @@ async fn a_barrier_that_nobody_acknowledges_fails_and_leaves_nothing() {
     eventually("the waiting backend is gone", || async { value(&admin, waiting).await == "0" }).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_barrier_whose_wait_was_cancelled_is_in_doubt() {
+/// What a barrier says whose backend is signalled by that function while it waits for its quorum.
+async fn barrier_signalled_by(function: &str) -> Result<quorate_model::Lsn, InstanceError> {
     let world = World::new();
     let primary = world.primary(1).await;
     let admin = connect(&primary, "postgres").await;
@@ -27,27 +27,24 @@ async fn a_barrier_whose_wait_was_cancelled_is_in_doubt() {
         let primary = primary.clone();
         async move { primary.barrier(WAIT).await }
     });
-    let cancel = "SELECT coalesce(bool_or(pg_cancel_backend(pid)), false) FROM pg_stat_activity
-        WHERE application_name = 'quorate_barrier' AND wait_event = 'SyncRep'";
-    eventually("the wait was cancelled", || async { value(&admin, cancel).await == "t" }).await;
-    let outcome = waiter.await.unwrap();
+    let signal = format!(
+        "SELECT coalesce(bool_or({function}(pid)), false) FROM pg_stat_activity
+        WHERE application_name = 'quorate_barrier' AND wait_event = 'SyncRep'"
+    );
+    eventually(function, || async { value(&admin, &signal).await == "t" }).await;
+    waiter.await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_barrier_whose_wait_was_cancelled_is_in_doubt() {
+    let outcome = barrier_signalled_by("pg_cancel_backend").await;
     assert!(matches!(outcome, Err(InstanceError::Doubt { .. })), "{outcome:?}");
 }
 
 /// A backend that is terminated in that wait has committed too, and can tell nobody.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_barrier_whose_backend_was_terminated_is_no_success() {
-    let world = World::new();
-    let primary = world.primary(1).await;
-    let admin = connect(&primary, "postgres").await;
-    let waiter = tokio::spawn({
-        let primary = primary.clone();
-        async move { primary.barrier(WAIT).await }
-    });
-    let terminate = "SELECT coalesce(bool_or(pg_terminate_backend(pid)), false) FROM pg_stat_activity
-        WHERE application_name = 'quorate_barrier' AND wait_event = 'SyncRep'";
-    eventually("the backend was terminated", || async { value(&admin, terminate).await == "t" }).await;
-    let outcome = waiter.await.unwrap();
+    let outcome = barrier_signalled_by("pg_terminate_backend").await;
     assert!(outcome.is_err(), "{outcome:?}");
 }
 
