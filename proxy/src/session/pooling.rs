@@ -39,6 +39,13 @@ impl Member {
     }
 }
 
+/// What a session is to find on its server.
+struct Wanted {
+    known: Known,
+    /// It is in a transaction block that has failed.
+    failed_block: bool,
+}
+
 /// A server of the pool for a session.
 struct Taken {
     server: Server,
@@ -70,8 +77,7 @@ impl Shared {
         slot: &Arc<Slot>,
         target: &Target,
         parameters: &[(String, String)],
-        wanted: &Known,
-        failed: bool,
+        wanted: &Wanted,
         until: Instant,
     ) -> Result<Taken, Denied> {
         loop {
@@ -93,11 +99,11 @@ impl Shared {
             };
             let State { primary, pid, secret, mut params, settings, mut statements } = state;
             let mut all: Vec<Making> = closing(&statements.to_close()).into_iter().collect();
-            if settings != wanted.settings {
+            if settings != wanted.known.settings {
                 all.extend((!settings.is_empty()).then(resetting));
-                all.extend(makings(wanted, &Default::default()));
+                all.extend(makings(&wanted.known, &Default::default()));
             }
-            all.extend(failed.then(failing));
+            all.extend(wanted.failed_block.then(failing));
             let mut server = server;
             match rebuild(&mut server.stream, &mut answer, &all).await {
                 // Only the client's own statements can fail, and those are not among them.
@@ -159,10 +165,10 @@ impl Session {
             },
         };
         let slot = Arc::clone(&self.relay.slot);
-        let wanted = self.relay.tracker.kept().known().clone();
-        let failed = self.relay.tracker.status() == b'E';
+        let tracker = &self.relay.tracker;
+        let wanted = Wanted { known: tracker.kept().known().clone(), failed_block: tracker.status() == b'E' };
         let attaching =
-            self.shared.server_for(&mut place, &slot, &self.target, &self.parameters, &wanted, failed, until);
+            self.shared.server_for(&mut place, &slot, &self.target, &self.parameters, &wanted, until);
         let taken = tokio::select! {
             biased;
             taken = attaching => taken,
