@@ -110,6 +110,7 @@ pub trait StandbyTunnel: Send + Sync + 'static {
     /// Lets pg_rewind pass, and nothing else.
     fn attach_rewind(&self, _route: Route) {}
     async fn cut(&self);
+    async fn cut_older(&self, epoch: Epoch);
     fn status(&self) -> DownstreamStatus;
     fn watch(&self) -> watch::Receiver<Option<Epoch>>;
     async fn stop(&self);
@@ -262,6 +263,10 @@ impl StandbyTunnel for Downstream {
 
     async fn cut(&self) {
         Downstream::cut(self).await;
+    }
+
+    async fn cut_older(&self, epoch: Epoch) {
+        Downstream::cut_older(self, epoch).await;
     }
 
     fn status(&self) -> DownstreamStatus {

@@ -103,7 +103,9 @@ impl Agent {
         };
         if effect.cut {
             self.0.upstreams.cut_all(replica.database).await;
-            replica.downstream.cut().await;
+            // Not a copy or a rewind from the primary of this reign: its keeper brings it about, and nobody would open
+            // its tunnel again.
+            replica.downstream.cut_older(epoch).await;
         }
         effect
     }
@@ -214,6 +216,9 @@ impl Agent {
         let is_new = {
             let state = replica.state();
             state.obeys(replica.id, reign)?;
+            if state.is_copying() {
+                return Err(Failure::Instance(format!("{} is {}", replica.id, state.run.name())));
+            }
             state.needs_check(reign)
         };
         if is_new {

@@ -189,6 +189,12 @@ impl Standing {
         self.validated != Some(reign)
     }
 
+    /// Whether its keeper is making it a copy of the primary, through the tunnel: it has no log to follow with, and an
+    /// order to follow leaves the tunnel to the keeper.
+    pub fn is_copying(&self) -> bool {
+        matches!(self.run, RunState::Building | RunState::Rewinding)
+    }
+
     /// The log was found to be a prefix: follows in that reign from now on. True the first time.
     pub fn follow(&mut self, replica: ReplicaId, reign: Epoch) -> Result<bool, Failure> {
         self.obeys(replica, reign)?;

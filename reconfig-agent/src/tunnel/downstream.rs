@@ -157,9 +157,13 @@ impl Downstream {
     /// Log that the walreceiver was handed before may still become durable, until it has ended (see
     /// [`DownstreamStatus::held`]); it will not be acknowledged to anybody.
     pub async fn cut(&self) {
-        for stream in self.shared.change_route(None) {
-            stream.let_go().await;
-        }
+        let_go(self.shared.change_route(None)).await;
+    }
+
+    /// As [`Downstream::cut`], if the route is of a reign older than `epoch`'s.
+    pub async fn cut_older(&self, epoch: Epoch) {
+        let is_older = |lane: &Lane| lane.route.epoch < epoch.reign();
+        let_go(self.shared.change_route_if(|route| route.is_some_and(is_older), None)).await;
     }
 
     pub fn status(&self) -> DownstreamStatus {
@@ -204,8 +208,21 @@ impl Drop for Downstream {
 impl Shared {
     /// Cuts the streams of the former route unless the new one is the same. Returns those that were cut.
     fn change_route(&self, route: Option<Lane>) -> Vec<Arc<DownLeash>> {
+        self.change_route_if(|_| true, route)
+    }
+
+    /// As [`Shared::change_route`], if the former route is one that is meant.
+    fn change_route_if(
+        &self,
+        is_meant: impl FnOnce(Option<&Lane>) -> bool,
+        route: Option<Lane>,
+    ) -> Vec<Arc<DownLeash>> {
         let mut streams = locked(&self.streams);
-        if *self.route.borrow() == route {
+        let changes = {
+            let former = self.route.borrow();
+            *former != route && is_meant(former.as_ref())
+        };
+        if !changes {
             return Vec::new();
         }
         // Under the lock, so that whoever comes next finds them cut, not only gone.
@@ -269,6 +286,12 @@ impl Drop for Ticket {
         self.leash.cut();
         locked(&self.shared.streams).remove(&self.number);
         self.leash.mark_let_go();
+    }
+}
+
+async fn let_go(victims: Vec<Arc<DownLeash>>) {
+    for victim in victims {
+        victim.let_go().await;
     }
 }
 

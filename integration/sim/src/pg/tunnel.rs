@@ -222,6 +222,13 @@ impl StandbyTunnel for SimDownstream {
         self.change(None);
     }
 
+    async fn cut_older(&self, epoch: Epoch) {
+        let is_older = self.route.borrow().as_ref().is_some_and(|lane| lane.route.epoch < epoch.reign());
+        if is_older {
+            self.change(None);
+        }
+    }
+
     fn status(&self) -> DownstreamStatus {
         let heard = *locked(&self.heard);
         DownstreamStatus {

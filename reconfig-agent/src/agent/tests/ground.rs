@@ -77,6 +77,7 @@ pub struct Still {
     stops: AtomicUsize,
     position: Mutex<Option<(Held, Position)>>,
     complaints: Mutex<Option<Held>>,
+    seeds: Mutex<Option<Held>>,
 }
 
 impl Still {
@@ -95,6 +96,14 @@ impl Still {
         held
     }
 
+    /// Its data is gone; making it anew waits.
+    pub fn hold_seed(&self) -> Held {
+        self.set(Process::Down);
+        let held = Held::default();
+        *self.seeds.lock().unwrap() = Some(held.clone());
+        held
+    }
+
     /// The next look at the log of the server waits, and then finds that it asks in vain.
     pub fn hold_complaints(&self) -> Held {
         let held = Held::default();
@@ -110,7 +119,7 @@ impl ReplicaInstance for Still {
     }
 
     fn is_complete(&self) -> bool {
-        true
+        self.seeds.lock().unwrap().is_none()
     }
 
     fn data_directory(&self) -> PathBuf {
@@ -126,6 +135,11 @@ impl ReplicaInstance for Still {
     }
 
     async fn seed(&self) -> Result<(), InstanceError> {
+        let held = self.seeds.lock().unwrap().clone();
+        if let Some(held) = held {
+            held.pass().await;
+            *self.seeds.lock().unwrap() = None;
+        }
         Ok(())
     }
 
@@ -200,6 +214,7 @@ impl ReplicaInstance for Still {
 #[derive(Default)]
 pub struct Tunnel {
     attached: AtomicUsize,
+    route: Mutex<Option<Route>>,
     streaming: watch::Sender<Option<Epoch>>,
 }
 
@@ -211,19 +226,26 @@ impl Tunnel {
 
 #[async_trait::async_trait]
 impl StandbyTunnel for Tunnel {
-    fn attach(&self, _: Route) {
+    fn attach(&self, route: Route) {
         self.attached.fetch_add(1, Ordering::SeqCst);
+        *self.route.lock().unwrap() = Some(route);
     }
 
-    fn attach_rewind(&self, _: Route) {
-        self.attached.fetch_add(1, Ordering::SeqCst);
+    fn attach_rewind(&self, route: Route) {
+        self.attach(route);
     }
 
-    async fn cut(&self) {}
+    async fn cut(&self) {
+        *self.route.lock().unwrap() = None;
+    }
+
+    async fn cut_older(&self, epoch: Epoch) {
+        self.route.lock().unwrap().take_if(|route| route.epoch < epoch.reign());
+    }
 
     fn status(&self) -> DownstreamStatus {
         DownstreamStatus {
-            route: None,
+            route: self.route.lock().unwrap().clone(),
             streaming: None,
             acknowledged: Lsn(0),
             upstream_end: Lsn(0),
@@ -315,7 +337,7 @@ pub struct World {
     pub replica: Arc<Replica>,
     pub instance: Arc<Still>,
     pub tunnel: Arc<Tunnel>,
-    _map: watch::Sender<Arc<PartitionMap>>,
+    map: watch::Sender<Arc<PartitionMap>>,
 }
 
 fn record() -> Database {
@@ -340,17 +362,30 @@ fn record() -> Database {
 
 impl World {
     pub fn new() -> World {
-        let map = PartitionMap {
-            databases: [(DATABASE, record())].into(),
-            last_id: OTHER.0,
-            ..PartitionMap::default()
-        };
+        World::of(record())
+    }
+
+    /// As [`World::new`], but this replica does not count yet: another is the secondary.
+    pub fn learner() -> World {
+        let secondary = ReplicaId(3);
+        let mut record = record();
+        record.current = Configuration::new(OTHER, [secondary], 1);
+        record
+            .replicas
+            .insert(secondary, quorate_model::Replica { node: node_of(secondary), state: ReplicaState::Up });
+        World::of(record)
+    }
+
+    fn of(record: Database) -> World {
+        let map =
+            PartitionMap { databases: [(DATABASE, record)].into(), last_id: 3, ..PartitionMap::default() };
         let map = watch::Sender::new(Arc::new(map));
         let instance = Arc::new(Still {
             process: watch::Sender::new(Process::Running { pid: 1 }),
             stops: AtomicUsize::new(0),
             position: Mutex::default(),
             complaints: Mutex::default(),
+            seeds: Mutex::default(),
         });
         let tunnel = Arc::new(Tunnel::default());
         let parts = Parts {
@@ -374,11 +409,11 @@ impl World {
             stop: Default::default(),
             keepers: Default::default(),
         }));
-        World { agent, replica, instance, tunnel, _map: map }
+        World { agent, replica, instance, tunnel, map }
     }
 
     pub fn record(&self) -> Database {
-        record()
+        self.map.borrow().databases[&DATABASE].clone()
     }
 
     /// It has led reign 1 and does not know of the next.

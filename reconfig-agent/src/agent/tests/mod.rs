@@ -4,6 +4,7 @@
 
 mod ground;
 
+use super::host::StandbyTunnel;
 use super::standing::route;
 use crate::decide::What;
 use crate::instance::Process;
@@ -124,4 +125,33 @@ async fn nobody_who_was_fenced_is_attached_to_an_older_primary() {
     assert!(world.replica.attach(route.clone()).is_err());
     assert!(world.replica.attach_rewind(route).is_err());
     assert_eq!(world.tunnel.attached(), 0);
+}
+
+/// A copy is being made from the primary of reign 2 when that reign's orders come, late or again. Whoever cut its tunnel
+/// would leave it without one: only the keeper opens it, and it waits for the copy.
+#[tokio::test]
+async fn orders_of_its_reign_leave_a_copy_its_tunnel() {
+    let world = World::learner();
+    let seed = world.instance.hold_seed();
+    let keeper = world.look(None);
+    seed.reached().await;
+    let route = route(&world.record()).unwrap();
+    world.order(2, What::Fence).await.unwrap().unwrap();
+    assert!(world.order(2, attach()).await.unwrap().is_err(), "it has no log yet");
+    assert_eq!(world.tunnel.status().route, Some(route));
+    seed.release();
+    keeper.await.unwrap().unwrap();
+    assert_eq!(world.replica.state().run, RunState::Running);
+}
+
+/// The next reign's fence ends it.
+#[tokio::test]
+async fn a_fence_cuts_a_copy_from_an_older_primary() {
+    let world = World::learner();
+    let seed = world.instance.hold_seed();
+    let keeper = world.look(None);
+    seed.reached().await;
+    world.order(3, What::Fence).await.unwrap().unwrap();
+    assert_eq!(world.tunnel.status().route, None);
+    keeper.abort();
 }

@@ -186,22 +186,27 @@ async fn every_cut_closes_both_ends() {
     let downstream = stage.nodes.downstream(&stage.tunnel_dir, None);
     let upstreams = &stage.nodes.upstreams;
     downstream.attach(route(1));
-    for way in 0..6 {
+    for way in 0..7 {
         stage.admit(1, &[STANDBY]);
         downstream.attach(route(1));
         let (mut standby, mut instance) = joined(&stage).await;
+        // Of its own reign and no older one: nothing is cut.
+        downstream.cut_older(reign(1)).await;
+        standby.write_all(b"Q\0\0\0\x05\0").await.unwrap();
+        expect(&mut instance, b"Q\0\0\0\x05\0").await;
         match way {
             0 => downstream.cut().await,
             1 => upstreams.cut_all(DATABASE).await,
             2 => upstreams.cut(DATABASE, STANDBY).await,
             3 => stage.admit(2, &[STANDBY]),
             4 => stage.admit(1, &[]),
+            5 => downstream.cut_older(reign(2)).await,
             _ => downstream.attach(route(2)),
         }
         // The end at which it was cut has let go already: what it is sent goes nowhere.
         if (1..=4).contains(&way) {
             assert!(instance.write_all(b"late").await.is_err(), "way {way}");
-        } else if way == 0 {
+        } else if way == 0 || way == 5 {
             assert!(standby.write_all(b"late").await.is_err(), "way {way}");
         }
         assert!(expect_end(&mut standby).await.is_empty(), "way {way}");
