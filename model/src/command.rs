@@ -1,8 +1,8 @@
 //! What may be asked of the partition map, and how it refuses.
 
 use crate::{
-    AllowList, Configuration, DatabaseId, DatabaseOption, Event, Lineage, NodeId, NodeRecord, OperationId,
-    OperationState, ReplicaId, ReplicaState, ServerId, Step,
+    Configuration, DatabaseId, DatabaseOption, Event, Lineage, NodeId, NodeRecord, OperationId,
+    OperationState, ReplicaId, ReplicaState, ServerId, ServerOption, Step,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -20,10 +20,9 @@ pub enum Command {
     DropServer {
         name: String,
     },
-    /// From where a server's clients may come.
-    AllowFrom {
+    SetServerOption {
         server: String,
-        allow: AllowList,
+        option: ServerOption,
     },
     /// Records the database in phase Creating, with the first node of `placement` as its first primary's.
     CreateDatabase {

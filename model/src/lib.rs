@@ -20,6 +20,7 @@ mod operations;
 pub mod placement;
 pub mod position;
 pub mod report;
+pub mod server;
 mod transition;
 
 pub use allow::{AllowError, AllowList};
@@ -33,7 +34,8 @@ pub use epoch::Epoch;
 pub use event::{Event, EventKind, StepTime};
 pub use ids::{DatabaseId, NodeId, OperationId, ReplicaId, ServerId};
 pub use lsn::{Lsn, Timeline};
-pub use map::{NodeRecord, PartitionMap, Server};
+pub use map::{NodeRecord, PartitionMap};
 pub use operation::{Operation, OperationKind, OperationState, Step};
 pub use position::{Lineage, Position, Relation};
 pub use report::{GateReport, InstanceRole, ReplicaReport, RunState};
+pub use server::{ClientAuth, MAX_CLIENT_CA_BYTES, Server, ServerOption};

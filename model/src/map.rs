@@ -49,19 +49,6 @@ pub struct NodeRecord {
     pub version: String,
 }
 
-/// A logical server: a tenant.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Server {
-    pub id: ServerId,
-    pub name: String,
-    /// The tenant's login, made in each of its databases.
-    pub admin: String,
-    /// Its SCRAM-SHA-256 verifier, in PostgreSQL's form. Never a password.
-    pub verifier: String,
-    /// From where its clients may come.
-    pub allow: AllowList,
-}
-
 impl PartitionMap {
     pub fn server_named(&self, name: &str) -> Option<&Server> {
         self.servers.values().find(|s| s.name == name)
@@ -93,7 +80,7 @@ impl PartitionMap {
             Command::RegisterNode(record) => self.register_node(record),
             Command::CreateServer { name, admin, verifier } => self.create_server(name, admin, verifier),
             Command::DropServer { name } => self.drop_server(&name),
-            Command::AllowFrom { server, allow } => self.allow_from(&server, allow),
+            Command::SetServerOption { server, option } => self.set_server_option(&server, option),
             Command::CreateDatabase { server, name, placement, now_ms } => {
                 self.create_database(&server, name, &placement, now_ms)
             }
@@ -161,14 +148,9 @@ impl PartitionMap {
             return Err(Refusal::AlreadyExists(format!("server \"{name}\"")));
         }
         let id = ServerId(self.next_id());
-        self.servers.insert(id, Server { id, name, admin, verifier, allow: AllowList::default() });
+        let (allow, client_auth, client_ca) = Default::default();
+        self.servers.insert(id, Server { id, name, admin, verifier, allow, client_auth, client_ca });
         Ok(Applied::Server(id))
-    }
-
-    fn allow_from(&mut self, name: &str, allow: AllowList) -> Result<Applied, Refusal> {
-        let server = self.servers.values_mut().find(|s| s.name == name);
-        server.ok_or_else(|| Refusal::NoSuchServer(name.to_owned()))?.allow = allow;
-        Ok(Applied::Done)
     }
 
     fn drop_server(&mut self, name: &str) -> Result<Applied, Refusal> {

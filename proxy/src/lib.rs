@@ -13,10 +13,11 @@
 //! **Never**: a success that is not on a quorum; a byte of Postgres after the lease lapsed or the gate closed; a
 //! connection closed without an ErrorResponse where one can be put; an unbounded buffer, wait or queue.
 //!
-//! Pure: [`wire`], [`guard`], [`route`], [`scram`]. Around them: `relay` (moves bytes), `session` (a client's life),
+//! Pure: [`wire`], [`guard`], [`route`], [`scram`], [`certificate`]. Around them: `relay` (moves bytes), `session` (a client's life),
 //! `gate` (who may pass), `listener` (threads and the port).
 
 mod cancel;
+pub mod certificate;
 mod config;
 mod gate;
 pub mod guard;

@@ -3,10 +3,13 @@
 //! Sessions that exist keep what they began with. A new pair that cannot be used is told in the log and the former one
 //! goes on: a renewal that goes wrong must not close the port.
 
+use crate::certificate::AnyCertificate;
 use crate::gate::slot::locked;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::NoClientAuth;
+use rustls::server::danger::ClientCertVerifier;
 use sha2::{Digest, Sha256, Sha384, Sha512};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -30,6 +33,8 @@ pub enum TlsError {
 /// What one certificate is served with.
 pub struct Served {
     pub config: Arc<ServerConfig>,
+    /// The same, and the client is asked for its certificate.
+    pub asking: Arc<ServerConfig>,
     /// The channel binding `tls-server-end-point` (RFC 5929); none for signatures without a hash of their own.
     pub end_point: Option<Vec<u8>>,
 }
@@ -114,12 +119,16 @@ fn serve(chain: &Path, key: &Path) -> Result<Arc<Served>, TlsError> {
     let secret = PrivateKeyDer::from_pem_file(key).map_err(|e| file(key, e.to_string()))?;
     let end_point = certificates.first().and_then(|c| end_point(c));
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(certificates, secret)?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    Ok(Arc::new(Served { config: Arc::new(config), end_point }))
+    let config = |verifier: Arc<dyn ClientCertVerifier>| {
+        let mut config = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(certificates.clone(), secret.clone_key())?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        Ok::<_, rustls::Error>(Arc::new(config))
+    };
+    let plain = config(Arc::new(NoClientAuth))?;
+    Ok(Arc::new(Served { config: plain, asking: config(AnyCertificate::new())?, end_point }))
 }
 
 /// The hash of a certificate by the hash of its signature, where that is not older than SHA-256.

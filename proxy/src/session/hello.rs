@@ -6,6 +6,7 @@ use crate::stream::Stream;
 use crate::tls::ALPN;
 use crate::wire::reply::ErrorReply;
 use crate::wire::startup::{BadStartup, Packet, Startup, body_length, parse};
+use rustls::pki_types::CertificateDer;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -33,6 +34,8 @@ pub struct Channel {
     pub end_point: Option<Vec<u8>>,
     /// The host name that the client asked for.
     pub host: Option<String>,
+    /// What it has shown, its own first. Its key is with it; whether that is worth anything is not decided.
+    pub certificates: Vec<CertificateDer<'static>>,
 }
 
 /// Reads what a client wants. None: there is nothing more to do for it.
@@ -109,13 +112,17 @@ async fn begins_with_tls(stream: &Stream) -> bool {
 async fn take_tls(shared: &Shared, stream: Stream, channel: &mut Channel) -> Option<Stream> {
     let (Stream::Tcp(tcp), Some(tls)) = (stream, &shared.config.tls) else { return None };
     let served = tls.current();
-    let accepting = TlsAcceptor::from(Arc::clone(&served.config)).accept(tcp);
+    // Some clients ask their users when a server asks for a certificate.
+    let asks = shared.map.borrow().servers.values().any(|server| server.client_auth.takes_certificates());
+    let config = if asks { &served.asking } else { &served.config };
+    let accepting = TlsAcceptor::from(Arc::clone(config)).accept(tcp);
     match timeout(LOGIN_DEADLINE, accepting).await {
         Ok(Ok(tls)) => {
             *channel = Channel {
                 encrypted: true,
                 end_point: served.end_point.clone(),
                 host: tls.get_ref().1.server_name().map(str::to_owned),
+                certificates: tls.get_ref().1.peer_certificates().unwrap_or_default().to_vec(),
             };
             Some(Stream::Tls(Box::new(tls)))
         }

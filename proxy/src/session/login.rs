@@ -6,6 +6,7 @@ use super::follow::{Denied, Follow};
 use super::hello::{self, Greeting, end, greet};
 use super::pooling::Member;
 use super::shared::Shared;
+use crate::certificate::needs_password;
 use crate::config::{LOGIN_DEADLINE, MAX_SASL_BYTES};
 use crate::gate::boot_time;
 use crate::gate::control::RoleRecord;
@@ -25,6 +26,7 @@ use crate::wire::reply::{
 use crate::wire::startup::{NEWEST_MINOR, Startup};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use rustls::pki_types::UnixTime;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,7 +79,7 @@ pub async fn serve(shared: Arc<Shared>, tcp: TcpStream, login: OwnedSemaphorePer
         outcome = log_in(&shared, &mut relay, address, startup, &channel) => outcome,
         () = shared.stop.cancelled() => Err(super::stopping().into()),
     };
-    drop(login);
+    drop((login, channel));
     match outcome {
         Ok(made) => Session::new(shared, relay, made).run().await,
         Err(Refusal::Gone) => {}
@@ -109,13 +111,19 @@ async fn log_in(
             .detail(format!("The limit is {} sessions.", full.limit))
             .hint("Close idle connections or retry later.")
     })?;
+    let needs_password = shows_who_it_is(shared, &target, channel)?;
     let until = Instant::now() + shared.config.hold;
     let record = tokio::select! {
         record = role(shared, &target, until) => record?,
         () = relay.client_gone() => return Err(Refusal::Gone),
     };
     let refused = record.as_ref().and_then(|record| refused_by_role(record, &target));
-    authenticate(relay, &target, record, channel.end_point.as_deref()).await?;
+    if needs_password {
+        authenticate(relay, &target, record, channel.end_point.as_deref()).await?;
+    } else if record.is_none() {
+        let message = format!("role \"{}\" does not exist", target.user);
+        return Err(ErrorReply::fatal("28000", message).into());
+    }
     if let Some(refused) = refused {
         return Err(refused.into());
     }
@@ -237,6 +245,17 @@ fn admissible(
             .hint("Connect from another address, or change the list: ALTER SERVER s SET allow = '…' on the admin port."));
     }
     Ok(target)
+}
+
+/// Whether the client has to know the password too, by the certificate that it has shown.
+fn shows_who_it_is(shared: &Shared, target: &Target, channel: &hello::Channel) -> Result<bool, ErrorReply> {
+    let map = shared.map.borrow();
+    let Some(server) = map.servers.get(&target.server) else { return Ok(true) };
+    let (auth, ca) = (server.client_auth, &server.client_ca);
+    needs_password(auth, ca, &channel.certificates, &target.user, UnixTime::now()).map_err(|bad| {
+        tracing::debug!(database = %target.database, %bad, "a login was refused");
+        bad.reply(&target.user)
+    })
 }
 
 /// What the database holds of the role.

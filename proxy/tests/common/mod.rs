@@ -404,9 +404,14 @@ impl Cluster {
 
     /// From where the clients of its server may come.
     pub fn allow(&self, from: &str) {
-        let mut map = PartitionMap::clone(&self.map.borrow());
         let allow = AllowList::parse(from).unwrap();
-        map.apply(Command::AllowFrom { server: "demo".into(), allow }).unwrap();
+        self.set_server(ServerOption::Allow(allow));
+    }
+
+    /// Sets an option of the logical server.
+    pub fn set_server(&self, option: ServerOption) {
+        let mut map = PartitionMap::clone(&self.map.borrow());
+        map.apply(Command::SetServerOption { server: "demo".into(), option }).unwrap();
         self.map.send_replace(Arc::new(map));
     }
 

@@ -14,8 +14,8 @@ pub mod state;
 use crate::decisions::{Decisions, Quirk};
 use postgres::{Entry, Instance, Mode, Names};
 use quorate_model::{
-    AllowList, Command, Configuration, Database, DatabaseId, Epoch, GateReport, Lineage, Lsn, NodeId,
-    NodeRecord, PartitionMap, Phase, ReplicaId, ReplicaState, Server, ServerId, Timeline,
+    AllowList, ClientAuth, Command, Configuration, Database, DatabaseId, Epoch, GateReport, Lineage, Lsn,
+    NodeId, NodeRecord, PartitionMap, Phase, ReplicaId, ReplicaState, Server, ServerId, Timeline,
 };
 use quorate_reconfig_agent::decide::Progress;
 use quorate_reconfig_agent::tunnel::Route;
@@ -190,6 +190,8 @@ impl Writes {
             admin: String::new(),
             verifier: String::new(),
             allow: AllowList::default(),
+            client_auth: ClientAuth::Password,
+            client_ca: String::new(),
         };
         Map(Arc::new(PartitionMap {
             nodes: (1..=4).map(|id| (NodeId(id), node(id))).collect(),

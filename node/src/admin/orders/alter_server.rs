@@ -3,36 +3,68 @@
 use super::{Spec, lookup};
 use crate::admin::answer::{Answer, Column};
 use crate::admin::error::AdminError;
+use crate::admin::language::phrase::Phrase;
 use crate::admin::order::{Order, Session};
-use quorate_model::{AllowList, Command};
+use quorate_model::{AllowList, ClientAuth, Command, ServerOption};
+use quorate_proxy::certificate::ClientAuthorities;
 use std::sync::Arc;
 
 pub const SPEC: Spec = Spec {
     words: &["ALTER", "SERVER"],
-    syntax: "ALTER SERVER s SET allow = 'all' | '10.0.0.0/8, 192.0.2.7'",
-    help: "from which addresses its clients may connect; sessions that are there stay",
+    syntax: "ALTER SERVER s SET allow = 'all' | '10.0.0.0/8, 192.0.2.7', \
+        or client_auth = 'password' | 'certificate' | 'either' | 'both', or client_ca = '-----BEGIN CERTIFICATE-----…'",
+    help: "allow: from which addresses its clients may connect; \
+        client_auth: what they show to log in, the role's password or a certificate whose common name is the role; \
+        client_ca: who signs these certificates (PEM; '' for nobody). Sessions that are there stay",
     parse: |phrase| {
         let name = phrase.name("the name of a server")?;
         phrase.keyword("SET")?;
-        if !phrase.has("ALLOW") {
-            return Err(phrase.unexpected(&["ALLOW"]));
-        }
-        phrase.symbol('=')?;
-        let at = phrase.at();
-        let value = phrase.text("'all', or addresses and networks")?;
-        let allow = AllowList::parse(&value).map_err(|error| {
-            AdminError::new("22023", error.to_string())
-                .with_position(at)
-                .with_hint("Expected 'all', or addresses and networks with commas between them.")
-        })?;
-        Ok(Arc::new(AlterServer { name, allow }))
+        let option = option(phrase)?;
+        Ok(Arc::new(AlterServer { name, option }))
     },
 };
+
+fn option(phrase: &mut Phrase<'_>) -> Result<ServerOption, AdminError> {
+    if phrase.has("ALLOW") {
+        return value(phrase, "'all', or addresses and networks with commas between them", |text| {
+            AllowList::parse(text).map(ServerOption::Allow).map_err(|error| error.to_string())
+        });
+    }
+    if phrase.has("CLIENT_AUTH") {
+        return value(phrase, "'password', 'certificate', 'either' or 'both'", |text| {
+            let auth = ClientAuth::named(text).map(ServerOption::ClientAuth);
+            auth.ok_or_else(|| format!("\"{text}\" is no value of client_auth"))
+        });
+    }
+    if phrase.has("CLIENT_CA") {
+        return value(phrase, "certificates of authorities in PEM, or ''", |text| {
+            if !text.trim().is_empty() {
+                ClientAuthorities::parse(text).map_err(|error| format!("client_ca: {error}"))?;
+            }
+            Ok(ServerOption::ClientCa(text.trim().to_owned()))
+        });
+    }
+    Err(phrase.unexpected(&["ALLOW", "CLIENT_AUTH", "CLIENT_CA"]))
+}
+
+/// What stands behind the name of an option.
+fn value(
+    phrase: &mut Phrase<'_>,
+    values: &'static str,
+    read: impl Fn(&str) -> Result<ServerOption, String>,
+) -> Result<ServerOption, AdminError> {
+    phrase.symbol('=')?;
+    let at = phrase.at();
+    let text = phrase.text(values)?;
+    read(&text).map_err(|error| {
+        AdminError::new("22023", error).with_position(at).with_hint(format!("Expected {values}."))
+    })
+}
 
 #[derive(Debug)]
 struct AlterServer {
     name: String,
-    allow: AllowList,
+    option: ServerOption,
 }
 
 #[async_trait::async_trait]
@@ -43,8 +75,8 @@ impl Order for AlterServer {
 
     async fn run(&self, session: &Session) -> Result<Answer, AdminError> {
         lookup::server(&*session.fresh_map().await, &self.name)?;
-        let command = Command::AllowFrom { server: self.name.clone(), allow: self.allow.clone() };
-        session.propose(&format!("alter server {} set allow {}", self.name, self.allow), command).await?;
+        let command = Command::SetServerOption { server: self.name.clone(), option: self.option.clone() };
+        session.propose(&format!("alter server {} set {}", self.name, self.option), command).await?;
         Ok(Answer::Done("ALTER SERVER"))
     }
 }

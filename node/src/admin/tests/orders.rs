@@ -384,6 +384,38 @@ async fn who_may_connect_to_a_server() {
 }
 
 #[tokio::test]
+async fn what_clients_of_a_server_show() {
+    let (_port, client) = with_app().await;
+    let shown = async || {
+        let row = client.query_one("SHOW SERVERS", &[]).await.unwrap();
+        (row.get::<_, String>("client_auth"), row.get::<_, String>("client_ca"))
+    };
+    assert_eq!(shown().await, ("password".into(), String::new()));
+    // Nobody could log in.
+    let (code, _) = refused(&client, "ALTER SERVER demo SET client_auth = 'certificate'").await;
+    assert_eq!(code, "55000");
+    let directory = tempfile::tempdir().unwrap();
+    quorate_transport::authority::Authority::create(directory.path()).unwrap();
+    let ca = std::fs::read_to_string(directory.path().join("ca.pem")).unwrap();
+    client.batch_execute(&format!("ALTER SERVER demo SET client_ca = '{ca}'")).await.unwrap();
+    client.batch_execute("ALTER SERVER demo SET client_auth = 'Either'").await.unwrap();
+    let (auth, authorities) = shown().await;
+    assert!(auth == "either" && authorities.contains("quorate cluster") && authorities.contains("(until "));
+    for (order, code) in [
+        ("ALTER SERVER demo SET client_ca = ''", "55000"),
+        ("ALTER SERVER demo SET client_ca = 'none'", "22023"),
+        ("ALTER SERVER demo SET client_auth = 'maybe'", "22023"),
+        ("ALTER SERVER dmeo SET client_auth = 'both'", "42704"),
+    ] {
+        assert_eq!(refused(&client, order).await.0, code, "{order}");
+    }
+    assert_eq!(shown().await, (auth, authorities), "a refused order changes nothing");
+    client.batch_execute("ALTER SERVER demo SET client_auth = 'password'").await.unwrap();
+    client.batch_execute("ALTER SERVER demo SET client_ca = ''").await.unwrap();
+    assert_eq!(shown().await, ("password".into(), String::new()));
+}
+
+#[tokio::test]
 async fn options_and_diagnostics() {
     let (port, client) = with_app().await;
     let row = client.query_one("SHOW DATABASES", &[]).await.unwrap();
