@@ -67,11 +67,13 @@ faults: ## N random faults against a real cluster, with a ledger of what clients
 	$(CARGO) build --release --workspace --bins
 	$(CARGO_TARGET_DIR)/release/faults $(if $(N),--count $(N)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-bench-failover: ## a report: failovers, written to docs/FAILOVER.md (N=100; PATRONI_N=10: beside Patroni; T=10: pgbench too)
-	@scripts/setup --no-python $(if $(filter-out 0,$(PATRONI_N)),--bench)
+# A run that is written down has everything in it.
+bench-failover: PATRONI_ROUNDS = $(or $(PATRONI_N),$(if $(N),0,10))
+bench-failover: ## a report: failovers beside Patroni, pgbench beside plain PostgreSQL, to docs/FAILOVER.md (N=30: Quorate alone, only shown)
+	@scripts/setup --no-python $(if $(filter-out 0,$(PATRONI_ROUNDS)),--bench)
 	$(CARGO) build --release --workspace --bins
-	$(CARGO_TARGET_DIR)/release/bench-failover $(if $(N),--rounds $(N)) $(if $(PATRONI_N),--patroni-rounds $(PATRONI_N)) \
-		$(if $(T),--seconds $(T)) $(if $(N),,--document docs/FAILOVER.md) $(ARGS)
+	$(CARGO_TARGET_DIR)/release/bench-failover $(if $(N),--rounds $(N)) --patroni-rounds $(PATRONI_ROUNDS) \
+		$(if $(T),--seconds $(T),$(if $(N),,--seconds 5 --repeats 9)) $(if $(N),,--document docs/FAILOVER.md) $(ARGS)
 
 bench-proxy: ## a report: queries by Quorate, PgBouncer and HAProxy, written to docs/PROXY.md (T=3: seconds a run)
 	@scripts/setup --no-python --proxies

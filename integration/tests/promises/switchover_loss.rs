@@ -24,10 +24,12 @@ fn the_loss_of_the_coordinator_in_a_switchover_loses_nothing() {
         let ledger = begin(cluster).await?;
         // What records the election is the switch itself.
         let elects = FAILOVER.iter().filter(|point| **point != "electing::before_record_elect");
-        for (round, point) in BEFORE.iter().chain(elects).chain(AFTER).enumerate() {
-            switchover(cluster, &ledger, point, round % 2 == 1)
-                .await
-                .with_context(|| format!("lost at {point}, on the primary's node: {}", round % 2 == 1))?;
+        for point in BEFORE.iter().chain(elects).chain(AFTER) {
+            for beside in [false, true] {
+                switchover(cluster, &ledger, point, beside)
+                    .await
+                    .with_context(|| format!("lost at {point}, on the primary's node: {beside}"))?;
+            }
         }
         let scopes = ["electing", "promoting", "switching", "switchover"];
         end(cluster, ledger, &scopes, &[BEFORE, FAILOVER, AFTER]).await

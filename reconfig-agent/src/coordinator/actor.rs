@@ -275,7 +275,10 @@ impl Actor {
         let mut commands = Vec::new();
         for (database, version, trigger) in &elections {
             self.proposing.insert(*database, Proposing { version: *version, ended: false });
-            self.laps.insert(*database, Laps::begin(trigger.detect_ms, self.now_us()));
+            // The election that ends a switchover goes on with what that took.
+            if !(trigger.switchover && self.laps.contains_key(database)) {
+                self.laps.insert(*database, Laps::begin(trigger.detect_ms, self.now_us()));
+            }
             let name = map.databases.get(database).map(|d| map.full_name(d));
             tracing::warn!(database = name, reason = trigger.reason, "electing a primary");
             commands.push(Command::Reconfigure {

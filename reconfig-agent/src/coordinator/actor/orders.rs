@@ -2,6 +2,7 @@
 
 use super::Actor;
 use crate::agent::{Request, Response};
+use crate::coordinator::steps::Laps;
 use crate::coordinator::{Event, failpoint};
 use crate::decide::{Failure, Order, OrderKind, Reply, What};
 use quorate_model::{Database, DatabaseId, Epoch, NodeId, Phase, ReplicaId};
@@ -18,6 +19,9 @@ impl Actor {
         }
         if kind == OrderKind::Open && matches!(database.phase, Phase::Promoting { .. }) {
             self.lap(database.id, "lease");
+        }
+        if kind == OrderKind::Retire {
+            self.laps.insert(database.id, Laps::begin(0, self.now_us()));
         }
         tracing::debug!(database = %database.id, replica = %order.replica, %node, order = kind.name(), "ordering");
         failpoint::hit(database.phase.name(), "before", kind.name());
@@ -51,6 +55,8 @@ impl Actor {
         }
         progress.on_reply(kind, replica, epoch, outcome, now, retry);
         match kind {
+            // In vain or not, it took this long.
+            OrderKind::Retire => self.lap(id, "retire"),
             OrderKind::Promote if ok => self.lap(id, "promote"),
             OrderKind::Barrier if ok => self.lap(id, "barrier"),
             OrderKind::Open if ok => self.lap(id, "open"),
