@@ -1,8 +1,12 @@
-//! Why a failover would happen, or does not: `EXPLAIN FAILOVER`. The same quorum arithmetic as the election's, over
-//! what the nodes say now.
+//! Why a failover would happen, or does not: `EXPLAIN FAILOVER`. The election's own judgement, over what the nodes say
+//! now in place of the answers to a fence.
 
+mod verdict;
+
+use super::election::{Ballot, Outcome, judge};
+use super::order::Fenced;
 use quorate_model::{
-    Database, InstanceRole, NodeId, PartitionMap, Phase, Position, ReplicaId, ReplicaReport, RunState,
+    Database, InstanceRole, NodeId, PartitionMap, Position, ReplicaId, ReplicaReport, RunState,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,10 +45,37 @@ pub struct Question<'a> {
 }
 
 impl Question<'_> {
-    /// Where its log ends, if it would answer a fence.
+    /// Where its log ends, if it would answer a fence. One that is divergent does: its log counts.
     fn position(&self, replica: ReplicaId) -> Option<Position> {
-        let report = self.reports.get(&replica).filter(|r| r.run == RunState::Running)?;
-        report.position.filter(|_| !self.database.is_quarantined(replica))
+        let answers = |r: &&ReplicaReport| matches!(r.run, RunState::Running | RunState::Divergent);
+        let report = self.reports.get(&replica).filter(answers)?;
+        report.position.filter(|_| !self.database.is_barred(replica))
+    }
+
+    /// Who would be elected by those whose logs end there; none while they do not cover.
+    fn elected(&self, answering: &BTreeMap<ReplicaId, Position>) -> Option<ReplicaId> {
+        let said = |replica: &ReplicaId| self.reports.get(replica);
+        let fences = answering
+            .iter()
+            .filter_map(|(replica, position)| {
+                let role = said(replica)?.role;
+                let fenced =
+                    Fenced { position: Some(*position), role, lease_left_ms: 0, note: String::new() };
+                Some((*replica, fenced))
+            })
+            .collect();
+        let is_divergent = |r: &&ReplicaId| said(r).is_some_and(|r| r.run == RunState::Divergent);
+        let outcome = judge(&Ballot {
+            database: self.database,
+            fences: &fences,
+            awaited: &BTreeSet::new(),
+            divergent: &answering.keys().filter(is_divergent).copied().collect(),
+            wish: None,
+        });
+        match outcome {
+            Outcome::Elected(configuration) => Some(configuration.primary),
+            Outcome::Patience | Outcome::Uncovered { .. } => None,
+        }
     }
 
     fn name(&self, replica: ReplicaId) -> String {
@@ -76,12 +107,7 @@ pub fn explain(question: &Question<'_>) -> Explanation {
         .collect();
     let fenced: BTreeSet<ReplicaId> = answering.keys().copied().collect();
     let covers = database.is_covered_by(&fenced);
-    let members = database.members();
-    let best = answering
-        .iter()
-        .filter(|(r, _)| members.contains(r))
-        .max_by_key(|(r, p)| (p.rank(), std::cmp::Reverse(**r)))
-        .map(|(r, p)| (*r, *p));
+    let best = question.elected(&answering).map(|replica| (replica, answering[&replica]));
     let covers_of = minimal_covers(database);
     let missing = database.missing_for_cover(&fenced);
     let rows = database
@@ -102,7 +128,7 @@ pub fn explain(question: &Question<'_>) -> Explanation {
             }
         })
         .collect();
-    Explanation { verdict: verdict(question, primary, covers, best.map(|(r, _)| r), &missing), rows }
+    Explanation { verdict: verdict::verdict(question, primary, covers, best.map(|(r, _)| r), &missing), rows }
 }
 
 fn role(database: &Database, replica: ReplicaId) -> &'static str {
@@ -174,7 +200,7 @@ fn why(
         return Err("its node does not answer".to_owned());
     };
     match &report.run {
-        RunState::Running => {}
+        RunState::Running | RunState::Divergent => {}
         RunState::Stopped(reason) | RunState::Failed(reason) => {
             return Err(format!("it is {}: {reason}", report.run.name()));
         }
@@ -192,6 +218,9 @@ fn why(
             question.names(missing.iter().copied())
         ));
     }
+    if report.run == RunState::Divergent && best.is_none_or(|(best, _)| best != replica) {
+        return Err("it is divergent: its log counts, but others are further".to_owned());
+    }
     match best {
         Some((other, far)) if other != replica && far.epoch > position.epoch => {
             Err(format!("its log ends in epoch {}, that of {other} in {}", position.epoch, far.epoch))
@@ -202,56 +231,4 @@ fn why(
         Some((other, _)) if other != replica => Err(format!("as far as {other}, which comes first")),
         _ => Ok("it is the most advanced of a fence set that covers".to_owned()),
     }
-}
-
-fn verdict(
-    question: &Question<'_>,
-    primary: Option<ReplicaId>,
-    covers: bool,
-    best: Option<ReplicaId>,
-    missing: &[ReplicaId],
-) -> Vec<String> {
-    let database = question.database;
-    let name = question.map.full_name(database);
-    let mut told = vec![match (&database.phase, primary) {
-        (Phase::Electing { .. } | Phase::QuorumLost { .. }, _) if covers => {
-            format!(
-                "{name} is {}: enough replicas answer, a primary is about to be made",
-                database.phase.name()
-            )
-        }
-        (Phase::Electing { .. } | Phase::QuorumLost { .. }, _) => format!(
-            "{name} is {}: no failover, because those that answer do not meet every write quorum, so an \
-             acknowledged commit may be on none of them",
-            database.phase.name()
-        ),
-        (phase, Some(primary)) => format!(
-            "{name} is {}: no failover, because its primary {} answers",
-            phase.name(),
-            question.name(primary)
-        ),
-        (phase, None) => format!("{name} is {}, and its primary does not answer", phase.name()),
-    }];
-    match (covers, best) {
-        (true, Some(best)) if primary.is_some() => {
-            told.push(format!("if the primary were lost now, {} would take over", question.name(best)));
-        }
-        (true, Some(best)) => told.push(format!("{} can take over", question.name(best))),
-        (true, None) if database.is_read_only() => {
-            told.push("it is read-only until a second copy exists; nobody else can take over".to_owned());
-        }
-        _ => told.push(format!(
-            "without the primary nobody could take over now; the answer of one of these is missing: {}",
-            question.names(missing.iter().copied())
-        )),
-    }
-    if matches!(database.phase, Phase::QuorumLost { .. }) && !covers {
-        told.push(format!(
-            "bring one of them back; or, if they are lost for good: FORCE RECOVER DATABASE {name} ACCEPT DATA LOSS"
-        ));
-    }
-    if let Some(event) = question.map.events.iter().rev().find(|e| e.database == database.id) {
-        told.push(format!("last event: {} in epoch {}: {}", event.kind.name(), event.epoch, event.reason));
-    }
-    told
 }
