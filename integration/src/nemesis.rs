@@ -4,6 +4,7 @@ use crate::admin::ReplicaRow;
 use crate::cluster::Cluster;
 use crate::process::{self, Process};
 use anyhow::{Context, ensure};
+use std::path::Path;
 use std::time::Instant;
 
 /// Rounds of looking for processes that appeared while others were being signalled.
@@ -21,6 +22,19 @@ pub fn kill_postmaster(replica: &ReplicaRow) -> anyhow::Result<Harm> {
     let victims = vec![postmaster(replica)?];
     let at = Instant::now();
     process::kill(&victims)?;
+    Ok(Harm { at, victims })
+}
+
+/// The loss of a replica's disk: everything that was kept of it, its promise too, is gone, and its postmaster ended.
+pub fn lose_disk(replica: &ReplicaRow) -> anyhow::Result<Harm> {
+    let directory = Path::new(&replica.data_directory).parent().context("a replica's directory")?;
+    let aside = directory.with_extension("lost");
+    let victims = vec![postmaster(replica)?];
+    let at = Instant::now();
+    // At once for whoever looks by its name; the files go afterwards.
+    std::fs::rename(directory, &aside).with_context(|| directory.display().to_string())?;
+    process::kill(&victims)?;
+    std::fs::remove_dir_all(&aside).with_context(|| aside.display().to_string())?;
     Ok(Harm { at, victims })
 }
 

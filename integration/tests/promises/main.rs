@@ -15,6 +15,7 @@ mod faults;
 mod force_recover;
 mod idle_sessions;
 mod ledger;
+mod lose_disk;
 mod lose_node;
 mod lose_postmaster;
 mod moves;

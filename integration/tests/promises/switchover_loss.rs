@@ -8,7 +8,7 @@ use quorate_integration::executor;
 use quorate_integration::{Cluster, DEMO_DATABASE, Ledger, Options, with_cluster};
 
 /// Each step of a switchover before it elects, and after: between them are those of a failover.
-const BEFORE: &[&str] = &[
+pub const BEFORE: &[&str] = &[
     "switchover::before_claim",
     "switchover::after_claim",
     "switchover::after_checkpointing",
