@@ -105,6 +105,10 @@ impl PartitionMap {
                 self.end_operation(operation, state, now_ms)
             }
             Command::SetOption { server, name, option } => self.set_option(&server, &name, option),
+            // I10: what may be lost is given up by an operator's word, which is an operation.
+            Command::Reconfigure { change: Change::Recover { .. }, .. } => {
+                Err(Refusal::Unsafe("a recovery by force is a step of an operator's order (I10)".to_owned()))
+            }
             Command::Reconfigure { database, version, change } => self.reconfigure(database, version, change),
             Command::Batch(commands) => {
                 Ok(Applied::Batch(commands.into_iter().map(|c| self.apply(c)).collect()))

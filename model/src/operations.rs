@@ -70,7 +70,13 @@ impl PartitionMap {
         change: Option<(u64, Change)>,
         now_ms: u64,
     ) -> Result<Applied, Refusal> {
-        let database = self.attempted(id, attempt)?.database;
+        let operation = self.attempted(id, attempt)?;
+        let (database, kind) = (operation.database, &operation.kind);
+        if matches!(change, Some((_, Change::Recover { .. })))
+            && !matches!(kind, OperationKind::ForceRecover { .. })
+        {
+            return Err(Refusal::Unsafe(format!("operation {id} is no order to recover by force (I10)")));
+        }
         let applied = match change {
             Some((version, change)) => self.reconfigure(database, version, change)?,
             None => Applied::Done,

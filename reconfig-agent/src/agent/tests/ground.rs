@@ -5,7 +5,7 @@ use crate::agent::host::*;
 use crate::agent::keeper::Next;
 use crate::agent::replica::Replica;
 use crate::agent::{Agent, Inner};
-use crate::decide::{Failure, Order, Reply, What};
+use crate::decide::{Behalf, Failure, Order, Reply, What};
 use crate::instance::{Bootstrap, InstanceError, Process, Progress, Promoted, StopMode};
 use crate::map::Leader;
 use crate::tunnel::{DownstreamStatus, Route};
@@ -427,9 +427,42 @@ impl World {
 
     /// An order of that reign arrives.
     pub fn order(&self, reign: u64, what: What) -> JoinHandle<Result<Reply, Failure>> {
+        self.given(Order { database: DATABASE, replica: ME, epoch: epoch(reign), behalf: None, what })
+    }
+
+    fn given(&self, order: Order) -> JoinHandle<Result<Reply, Failure>> {
         let agent = self.agent.clone();
-        let order = Order { database: DATABASE, replica: ME, epoch: epoch(reign), behalf: None, what };
         tokio::spawn(async move { agent.obey(order).await })
+    }
+
+    /// A fence of that reign arrives, for an attempt of an operation.
+    pub async fn fence_for(&self, reign: u64, operation: u64, attempt: u32) -> Result<Reply, Failure> {
+        let behalf = Some(Behalf { operation: OperationId(operation), attempt });
+        let order = Order { database: DATABASE, replica: ME, epoch: epoch(reign), behalf, what: What::Fence };
+        self.given(order).await.unwrap()
+    }
+
+    /// The map of this node hears of an operation.
+    pub fn hears_of(&self, operation: u64, attempt: u32, state: OperationState) {
+        let id = OperationId(operation);
+        let known = Operation {
+            id,
+            key: None,
+            kind: OperationKind::Switchover { to: None },
+            database: DATABASE,
+            target: "demo.app".to_owned(),
+            step: Step::Recorded,
+            attempt,
+            owner: None,
+            state,
+            started_ms: 0,
+            updated_ms: 0,
+        };
+        self.map.send_modify(|map| {
+            let mut changed = PartitionMap::clone(map);
+            changed.operations.insert(id, known);
+            *map = Arc::new(changed);
+        });
     }
 
     /// An order arrives, promises, and waits.

@@ -6,10 +6,10 @@ mod ground;
 
 use super::host::StandbyTunnel;
 use super::standing::route;
-use crate::decide::What;
+use crate::decide::{Failure, What};
 use crate::instance::Process;
 use ground::{OTHER, World, epoch};
-use quorate_model::{InstanceRole, Position, RunState, Timeline};
+use quorate_model::{InstanceRole, OperationState, Position, RunState, Timeline};
 use std::time::{Duration, Instant};
 
 /// The attachment to another primary, of reign 2.
@@ -154,4 +154,26 @@ async fn a_fence_cuts_a_copy_from_an_older_primary() {
     world.order(3, What::Fence).await.unwrap().unwrap();
     assert_eq!(world.tunnel.status().route, None);
     keeper.abort();
+}
+
+/// I13: whoever was replaced as an operation's executor is refused and changes nothing, whether this node knows it from
+/// another's order or from the map.
+#[tokio::test]
+async fn the_orders_of_a_replaced_executor_change_nothing() {
+    let world = World::new();
+    world.is_standby();
+    world.fence_for(3, 8, 2).await.unwrap();
+    for (operation, attempt) in [(8, 1), (7, 5)] {
+        let late = world.fence_for(4, operation, attempt).await;
+        assert!(matches!(late, Err(Failure::Superseded { attempt: 2, .. })), "{late:?}");
+    }
+    world.fence_for(3, 8, 2).await.unwrap();
+    world.hears_of(8, 3, OperationState::Running);
+    let late = world.fence_for(4, 8, 2).await;
+    assert!(matches!(late, Err(Failure::Superseded { attempt: 3, .. })), "{late:?}");
+    world.hears_of(9, 1, OperationState::Done);
+    assert!(matches!(world.fence_for(4, 9, 1).await, Err(Failure::Superseded { .. })), "it has ended");
+    assert_eq!(world.replica.state().promise(), epoch(3), "none of them was promised");
+    world.fence_for(4, 8, 3).await.unwrap();
+    assert_eq!(world.replica.state().promise(), epoch(4));
 }

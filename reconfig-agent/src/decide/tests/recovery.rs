@@ -133,3 +133,44 @@ fn a_suspected_node_that_answers_keeps_its_primary() {
     assert!(reconfigure::suspected(&view, world.db(), primary, NodeId(4)).is_some());
     assert!(reconfigure::suspected(&view, world.db(), NodeId(4), NodeId(4)).is_none());
 }
+
+/// I10: the record takes it as a step of the operator's order alone, in its present attempt.
+#[test]
+fn nothing_but_an_operators_order_recovers_by_force() {
+    let mut world = without_quorum();
+    let record = world.db().clone();
+    let coordinator = record.phase.coordinator().unwrap();
+    let survivor = record.replicas_on(NodeId(2)).next().unwrap();
+    let quarantined = record.replicas.keys().copied().filter(|r| *r != survivor).collect();
+    let (database, version) = (world.id, record.version);
+    let change = Change::Recover { coordinator, survivor, quarantined };
+    let bare = Command::Reconfigure { database, version, change: change.clone() };
+    let advance = |operation, attempt, version| Command::Advance {
+        operation,
+        attempt,
+        step: Step::Recovering { survivor },
+        change: Some((version, change.clone())),
+        now_ms: 0,
+    };
+    // By no operation, by one of another kind that has ended, and by one of another kind that has not.
+    assert!(matches!(world.map.apply(bare.clone()), Err(Refusal::Unsafe(_))));
+    let created = *world.map.operations.keys().next().unwrap();
+    let attempt = world.operation(created).attempt;
+    assert!(world.map.apply(advance(created, attempt, version)).is_err());
+    world.map.operations.get_mut(&created).unwrap().state = OperationState::Running;
+    assert!(matches!(world.map.apply(advance(created, attempt, version)), Err(Refusal::Unsafe(_))));
+    world.map.operations.get_mut(&created).unwrap().state = OperationState::Done;
+    assert_eq!(*world.db(), record, "a refused command changes nothing");
+
+    let Ok(Applied::Operation { id, .. }) = force(&mut world, None) else { panic!() };
+    let version = world.db().version;
+    let claim = |attempt| Command::Claim { operation: id, attempt, owner: NodeId(4), now_ms: 0 };
+    world.map.apply(claim(0)).unwrap();
+    world.map.apply(claim(1)).unwrap();
+    assert!(matches!(world.map.apply(bare), Err(Refusal::Unsafe(_))), "not beside the order either");
+    let stale = world.map.apply(advance(id, 1, version));
+    assert!(matches!(stale, Err(Refusal::Superseded { attempt: 2, .. })), "{stale:?}");
+    assert_eq!(world.db().epoch.data_loss, 0);
+    world.map.apply(advance(id, 2, version)).unwrap();
+    assert_eq!(world.db().epoch.data_loss, 1);
+}
