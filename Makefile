@@ -23,7 +23,7 @@ BOUND ?= small
 SEEDS ?= 100
 FROM ?= 1
 
-.PHONY: help setup build demo test test-unit test-integration model sim lint faults bench-failover bench-proxy
+.PHONY: help setup build demo test test-unit test-integration model sim fuzz lint faults bench-failover bench-proxy
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,7 +40,7 @@ demo: ## four nodes on this machine; Ctrl-C ends them (ARGS='--nodes 5 --dir DIR
 	$(CARGO) build --release --workspace --bin quorate
 	@echo; exec $(QUORATE) demo $(ARGS)
 
-test: ## everything: unit tests of all crates, the model, fresh seeds, then one cluster after another
+test: ## everything: unit tests of all crates, the model, fresh seeds, fuzzing, then one cluster after another
 	@scripts/test
 
 test-unit: ## unit tests only
@@ -57,6 +57,10 @@ sim: ## SEEDS whole clusters under faults, each from one number (SEEDS=100 FROM=
 	@scripts/setup --build-only
 	$(CARGO) build --release --package quorate-sim
 	$(CARGO_TARGET_DIR)/release/sim --seeds $(SEEDS) --from $(FROM) $(ARGS)
+
+fuzz: ## what clients may send, by fuzzing, each target from a fresh seed (T=60: seconds together)
+	@scripts/setup --build-only
+	@scripts/fuzz $(T)
 
 lint: ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check

@@ -223,6 +223,7 @@ impl StreamedText {
             || marks.has(Marks::END)
             || marks.has(Marks::ROLLBACK)
             || marks.has(Marks::ABORT)
+            || marks.has(Marks::PREPARE)
         {
             marks.add(Marks::MAY_COMMIT);
         }
@@ -476,6 +477,8 @@ mod tests {
             let second = streamed.read(&text[cut..]);
             assert!(first.has(Marks::SYNCHRONOUS_COMMIT) || second.has(Marks::SYNCHRONOUS_COMMIT), "{cut}");
         }
+        // A text of which only the parts are seen may be a PREPARE TRANSACTION.
+        assert!(StreamedText::default().read(b"prepare\ntransaction 'x'").has(Marks::MAY_COMMIT));
         let mut streamed = StreamedText::default();
         assert!(text.iter().any(|b| streamed.read(&[*b]).has(Marks::SYNCHRONOUS_COMMIT)));
     }
