@@ -54,24 +54,33 @@ fuzz_target!(|input: &[u8]| {
     let (expected, ends_badly) = by_the_book(&stream);
 
     let (mut lane, mut sent, mut seen) = (Lane::default(), Vec::new(), Vec::new());
-    let (mut fed, mut longest) = (0, 0);
+    let (mut fed, mut shown) = (0, 0);
+    // What came may not leave at once: not before its lease is known.
+    let hides = dice.byte() & 1 == 1;
+    if hides {
+        lane.show_until(0);
+    }
     let bad = loop {
         match lane.front(whole) {
             Ok(Front::Whole(Header { tag, total })) => {
                 let message = &lane.unjudged()[..total];
                 assert_eq!(message[0], tag);
                 seen.push((tag, total));
-                longest = longest.max(total);
                 lane.pass(total);
             }
             Ok(Front::Large(header)) => {
                 assert!(header.total > LANE_BYTES);
                 assert!(!whole(header.tag) || header.total > MAX_WHOLE_BYTES, "it was to be seen whole");
                 seen.push((header.tag, header.total));
+                assert!(!hides || lane.judged() + 5 <= shown, "a hidden header was judged");
                 lane.begin_large(header);
             }
             Ok(Front::Part(bytes)) => lane.pass(bytes),
             Err(BadLength) => break true,
+            Ok(Front::Nothing) if hides && shown < lane.received() => {
+                shown += dice.piece((lane.received() - shown) as usize) as u64;
+                lane.show_until(shown);
+            }
             Ok(Front::Nothing) if fed == stream.len() => break false,
             Ok(Front::Nothing) => {
                 // As the relay: what is judged goes out in pieces as well.
@@ -93,6 +102,7 @@ fuzz_target!(|input: &[u8]| {
             }
         }
         assert_eq!(lane.received(), fed as u64);
+        assert!(!hides || lane.judged() <= shown, "what is hidden was judged");
     };
     sent.extend_from_slice(lane.unsent());
     assert_eq!(bad, ends_badly, "a length that none can have is found, and no other");

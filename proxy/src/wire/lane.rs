@@ -159,7 +159,9 @@ impl Lane {
         if self.left > 0 {
             return Ok(if available == 0 { Front::Nothing } else { Front::Part(self.left.min(available)) });
         }
-        let Some(header) = peek(&self.data[self.judged..self.filled])? else { return Ok(Front::Nothing) };
+        // Of what is hidden, not even the header says anything.
+        let shown = &self.data[self.judged..self.judged + available];
+        let Some(header) = peek(shown)? else { return Ok(Front::Nothing) };
         if header.total <= available {
             return Ok(Front::Whole(header));
         }
@@ -350,6 +352,24 @@ mod tests {
         assert_eq!((lane.judged(), lane.received()), (16, 200));
         lane.discard_unjudged();
         assert_eq!((lane.judged(), lane.received()), (200, 200));
+    }
+
+    #[test]
+    fn a_hidden_header_says_nothing() {
+        for hidden in [message(b'D', LANE_BYTES), b"D\xff\xff\xff\xff".to_vec()] {
+            let mut lane = Lane::default();
+            push(&mut lane, &[&message(b'A', 0)[..], &hidden[..5]].concat());
+            lane.show_until(5);
+            assert_eq!(lane.front(|_| false).unwrap(), Front::Whole(Header { tag: b'A', total: 5 }));
+            lane.pass(5);
+            for shown in 5..10 {
+                lane.show_until(shown);
+                assert_eq!(lane.front(|_| false), Ok(Front::Nothing), "{shown}");
+                assert!(lane.at_boundary());
+            }
+            lane.show_until(10);
+            assert_ne!(lane.front(|_| false), Ok(Front::Nothing));
+        }
     }
 
     #[test]
