@@ -98,6 +98,9 @@ async fn many_clients_share_a_few_servers() {
     let admin = postgres.admin().await;
     assert_eq!(number(&admin, "select count(*) from t").await.unwrap(), 2 * 16 * 20);
     assert_eq!(number(&admin, "select count(distinct b) from t").await.unwrap(), 16);
+    // Where nobody shares servers any more, none is kept for it.
+    cluster.set(DatabaseOption::PoolMode(PoolMode::Session));
+    until("they are closed", async || servers(&postgres).await == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

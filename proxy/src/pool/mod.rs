@@ -13,7 +13,7 @@ use crate::session::follow::Primary;
 use crate::session::params::Params;
 use crate::wire::statements::Statements;
 use places::{Asked, Asker, Places, Row};
-use quorate_model::{DatabaseId, NodeId, PartitionMap, ServerId};
+use quorate_model::{DatabaseId, NodeId, PartitionMap, PoolMode, ServerId};
 use server::Idle;
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -182,7 +182,12 @@ impl Pools {
             Where::At { node, replica, epoch } => Some(Primary { node, replica, epoch }),
             _ => None,
         };
-        let over = |database, (_, idle): &Server| idle.is_over(self.node, primary(database));
+        // Of those who still share servers there only a few are left: the connections are better free for sessions.
+        let shares = |database| {
+            map.databases.get(&database).is_some_and(|d| d.options.pool_mode == PoolMode::Transaction)
+        };
+        let over =
+            |database, (_, idle): &Server| !shares(database) || idle.is_over(self.node, primary(database));
         let swept = locked(&self.places).sweep(before, over);
         drop(swept);
     }

@@ -52,9 +52,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let mut cluster = Cluster::start(Options::default()).await.context("starting the cluster")?;
     cluster.stop_demo().await?;
     for node in cluster.nodes() {
-        // Logins are to be as fast as they can be.
         let text = std::fs::read_to_string(&node.config)?;
-        std::fs::write(&node.config, set_number(&text, "max_logins_per_second_per_server", 1_000_000)?)?;
+        // Logins are to be as fast as they can be, and as many sessions have a place as with plain PostgreSQL.
+        let text = set_number(&text, "max_logins_per_second_per_server", 1_000_000)?;
+        std::fs::write(&node.config, set_number(&text, "max_connections", peers::MAX_CONNECTIONS)?)?;
     }
     cluster.start_demo().await?;
     let view = cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?;
@@ -79,12 +80,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
     for mode in Mode::ALL {
         for clients in &args.clients {
             for side in &sides {
-                if side.takes(mode, *clients) {
+                if side.takes(mode) {
                     load::run(side, mode, *clients, args.seconds).await.with_context(|| side.name)?;
                 }
             }
             for repeat in 1..=args.repeats {
-                for side in sides.iter().filter(|side| side.takes(mode, *clients)) {
+                for side in sides.iter().filter(|side| side.takes(mode)) {
                     let run = load::run(side, mode, *clients, args.seconds).await.context(side.name)?;
                     eprintln!("{} {clients} clients, run {repeat}, {}: {run}", mode.name(), side.name);
                     report.add(Sample { mode: mode.name(), clients: *clients, side: side.name }, run);

@@ -28,24 +28,21 @@ pub struct Side {
     pub port: Endpoint,
     /// The processes that are the proxy.
     pids: Vec<u32>,
-    /// Most clients that it can have at once.
-    most: usize,
     /// How clients share servers at Quorate, and the admin port by which that is chosen.
     pool: Option<(Endpoint, &'static str)>,
 }
 
-/// Sessions of their own that an instance of Quorate's demo has room for.
-pub const SESSIONS: usize = 100;
+/// Of an instance, on all sides: the clients' own, and what idle ones of pools keep meanwhile.
+pub const MAX_CONNECTIONS: u64 = 600;
 
 impl Side {
     pub fn new(name: &'static str, port: Endpoint, pids: &[u32]) -> Side {
-        Side { name, port, pids: pids.to_vec(), most: usize::MAX, pool: None }
+        Side { name, port, pids: pids.to_vec(), pool: None }
     }
 
     /// A node of Quorate. `admin`: of the same node.
     pub fn quorate(name: &'static str, port: Endpoint, admin: u16, mode: &'static str, pids: &[u32]) -> Side {
-        let most = if mode == "session" { SESSIONS } else { usize::MAX };
-        Side { most, pool: Some((Admin::endpoint(admin), mode)), ..Side::new(name, port, pids) }
+        Side { pool: Some((Admin::endpoint(admin), mode)), ..Side::new(name, port, pids) }
     }
 
     /// Makes it ready to be measured.
@@ -78,8 +75,8 @@ impl Side {
     }
 
     /// Prepared statements do not follow a client of PgBouncer's from one server to the next before its version 1.21.
-    pub fn takes(&self, mode: Mode, clients: usize) -> bool {
-        clients <= self.most && !(self.name == PGBOUNCER_TRANSACTION && mode == Mode::Prepared)
+    pub fn takes(&self, mode: Mode) -> bool {
+        !(self.name == PGBOUNCER_TRANSACTION && mode == Mode::Prepared)
     }
 
     /// CPU time that the proxy has used so far.
@@ -101,7 +98,7 @@ fn cpu_of(pid: u32) -> anyhow::Result<Duration> {
 pub async fn settings_of(port: &Endpoint) -> anyhow::Result<Vec<(String, String)>> {
     let mut settings = peer::settings_of(port, &SETTINGS).await?;
     // Of the clients themselves, and of the pools of those who keep their connections.
-    settings.push(("max_connections".to_owned(), "400".to_owned()));
+    settings.push(("max_connections".to_owned(), MAX_CONNECTIONS.to_string()));
     Ok(settings)
 }
 
