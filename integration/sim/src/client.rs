@@ -207,8 +207,12 @@ impl Client {
             let ask = Ask { database: self.database, statement, to_gate: None };
             let told = self.peers.call(entry, Service::Proxy, encode(&ask), CALL_DEADLINE).await;
             let told = told.ok().and_then(|body| decode::<Told>(&body).ok()).unwrap_or(Told::Unknown);
-            if told == Told::Unknown && !statement.is_read() {
-                self.oracle.unknown();
+            let Statement::Write { serial, .. } = statement else { continue };
+            let mistakes = self.conditions.plant == Some(Plant::MistakenRefusal);
+            match told {
+                Told::Done => {}
+                Told::Unknown if !mistakes => self.oracle.unknown(),
+                Told::Unknown | Told::Refused => self.oracle.refused(self.database, serial),
             }
         }
     }

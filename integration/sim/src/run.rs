@@ -163,6 +163,7 @@ fn last_look(world: &mut World, verdict: &mut Verdict) -> std::io::Result<()> {
             continue;
         };
         verdict.lost += world.oracle.lost_commits(record.id, &log) as u64;
+        world.oracle.refused_stay_out(record.id, &log);
         before.push((record.id, log));
     }
     for record in map.databases.values() {

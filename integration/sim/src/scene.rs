@@ -17,6 +17,8 @@ pub enum Plant {
     ForgottenPromise,
     /// The walsenders count every standby, whoever is named.
     CountsAnybody,
+    /// A client whose commit's answer was lost is told that it was not carried out.
+    MistakenRefusal,
 }
 
 pub struct Conditions {

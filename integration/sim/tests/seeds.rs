@@ -62,6 +62,11 @@ fn a_promise_that_is_forgotten_is_found() {
 }
 
 #[test]
+fn a_client_that_is_told_of_a_failure_that_was_none_is_found() {
+    finds("mistaken-refusal", &["OUTCOME"], 10);
+}
+
+#[test]
 fn a_learner_that_counts_is_found() {
     finds("counts-anybody", &["I1", "I11"], 40);
 }

@@ -57,6 +57,8 @@ pub(crate) struct Book {
     returned: [Option<Placed>; KEYS],
     /// The replica whose gate opened in each reign.
     opened: BTreeMap<Epoch, ReplicaId>,
+    /// Writes of which a client was told that they were not carried out.
+    refused: BTreeSet<u64>,
     /// The highest epoch row that each replica ever had durable.
     rows: BTreeMap<ReplicaId, Epoch>,
     /// How often an operator accepted that data is lost.
@@ -338,6 +340,23 @@ impl Oracle {
     /// A client does not know what became of its commit.
     pub fn unknown(&self) {
         self.inner().unknown += 1;
+    }
+
+    /// A client was told that its write was not carried out.
+    pub fn refused(&self, database: DatabaseId, serial: u64) {
+        self.inner().book(database).refused.insert(serial);
+    }
+
+    /// At the end: nothing of which a client was told that it was not carried out is in that log.
+    pub fn refused_stay_out(&self, database: DatabaseId, log: &[Record]) {
+        let mut inner = self.inner();
+        let book = inner.book(database);
+        let there = log.iter().map(|record| record.serial).find(|serial| book.refused.contains(serial));
+        inner.judge(there.map_or(Ok(()), |serial| {
+            Err(format!(
+                "OUTCOME: {database}: a client was told that {serial} was not carried out; it is there"
+            ))
+        }));
     }
 
     /// At the end: everything that clients were told of is in that log. How many of them are not.
