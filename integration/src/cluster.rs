@@ -125,13 +125,16 @@ impl Cluster {
 
     /// Starts the demo on this cluster's directory: the first time, and again after [`Cluster::stop_demo`].
     pub async fn start_demo(&mut self) -> anyhow::Result<()> {
+        self.start_demo_with(&[]).await
+    }
+
+    /// As [`Cluster::start_demo`], with more words on its command line.
+    pub async fn start_demo_with(&mut self, words: &[&str]) -> anyhow::Result<()> {
         ensure!(self.demo.is_none(), "the demo runs already");
         self.starts += 1;
         let log = self.directory.join(format!("demo-{}.out", self.starts));
-        let mut command = self.quorate()?;
-        command.args(["demo", "--nodes", &self.options.nodes.to_string()]);
-        command.args(["--base-port", &self.base_port.to_string()]);
-        command.arg("--dir").arg(self.demo_dir());
+        let mut command = self.demo_command()?;
+        command.args(words);
         self.demo = Some(spawn(command, &log)?);
         let started = Instant::now();
         loop {
@@ -150,6 +153,22 @@ impl Cluster {
             tokio::time::sleep(wait::POLL).await;
         }
         self.read_demo_file()
+    }
+
+    fn demo_command(&self) -> anyhow::Result<Command> {
+        let mut command = self.quorate()?;
+        command.args(["demo", "--nodes", &self.options.nodes.to_string()]);
+        command.args(["--base-port", &self.base_port.to_string()]);
+        command.arg("--dir").arg(self.demo_dir());
+        Ok(command)
+    }
+
+    /// What a second demo on this cluster's directory says before it gives up, which it must within `limit`.
+    pub async fn second_demo(&self, limit: Duration) -> anyhow::Result<String> {
+        let command = self.demo_command()?;
+        let said = crate::driver::run(command.into(), "", limit).await?;
+        ensure!(!said.success, "a second demo runs beside the first");
+        Ok(said.err)
     }
 
     fn quorate(&self) -> anyhow::Result<Command> {
@@ -328,7 +347,12 @@ impl Cluster {
 
     /// Asks the demo to end and checks that nothing of it lives on.
     pub async fn stop_demo(&mut self) -> anyhow::Result<()> {
-        let left = self.end(true).await?;
+        self.end_demo_by(Signal::TERM).await
+    }
+
+    /// As [`Cluster::stop_demo`], by another signal: Ctrl-C is SIGINT, and of SIGKILL the demo itself hears nothing.
+    pub async fn end_demo_by(&mut self, signal: Signal) -> anyhow::Result<()> {
+        let left = self.end(signal).await?;
         ensure!(left.is_empty(), "left behind after the stop: {left:#?}");
         Ok(())
     }
@@ -357,22 +381,23 @@ impl Cluster {
     }
 
     /// Ends everything; what did not end by itself is returned, and killed.
-    async fn end(&mut self, politely: bool) -> anyhow::Result<Vec<Process>> {
+    async fn end(&mut self, by: Signal) -> anyhow::Result<Vec<Process>> {
         let all = process::under(&self.directory);
         process::resume(&all)?;
-        if politely {
-            for child in self.demo.iter().chain(self.restarted.values()) {
-                let _ = process::signal(child.id(), Signal::TERM);
-            }
-            let ended = wait::until_true("the cluster ended", STOP_LIMIT, || {
-                // As a shell would that started them: nobody else waits for these nodes.
-                for child in self.demo.iter_mut().chain(self.restarted.values_mut()) {
-                    let _ = child.try_wait();
-                }
-                process::under(&self.directory).is_empty()
-            });
-            let _ = ended.await;
+        if let Some(child) = &self.demo {
+            let _ = process::signal(child.id(), by);
         }
+        for child in self.restarted.values() {
+            let _ = process::signal(child.id(), Signal::TERM);
+        }
+        let ended = wait::until_true("the cluster ended", STOP_LIMIT, || {
+            // As a shell would that started them: nobody else waits for these nodes.
+            for child in self.demo.iter_mut().chain(self.restarted.values_mut()) {
+                let _ = child.try_wait();
+            }
+            process::under(&self.directory).is_empty()
+        });
+        let _ = ended.await;
         let left = process::under(&self.directory);
         self.kill_everything()?;
         Ok(left)

@@ -12,11 +12,16 @@ use crate::config::{Admin, Config, Limits, Listen, Peer, Timings};
 use anyhow::{Context, bail, ensure};
 use quorate_model::NodeId;
 use quorate_transport::authority::Authority;
-use std::fs;
-use std::io::Write;
+use rustix::fs::FlockOperation;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// For what is deleted to stay so.
+const REMOVE_LIMIT: Duration = Duration::from_secs(10);
 
 const MARK: &str = "quorate-demo";
 /// Short, because a Unix socket's path ends at 107 bytes.
@@ -25,6 +30,8 @@ const LONGEST_RUN_DIR: usize = 60;
 pub struct Layout {
     pub directory: PathBuf,
     pub nodes: Vec<Config>,
+    /// Held as long as this demo runs: another one would take its nodes for left ones.
+    _lock: File,
 }
 
 /// Where the demo lives when nobody says.
@@ -50,15 +57,14 @@ impl Layout {
         );
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o755).create(directory)?;
-        fs::write(&mark, "This directory belongs to `quorate demo`.\n")?;
+        let lock = take(&mark)?;
         if fresh && used {
             super::nodes::kill_former(directory)?;
             for entry in fs::read_dir(directory)? {
                 let path = entry?.path();
-                if path == mark {
-                    continue;
+                if path != mark {
+                    remove(&path)?;
                 }
-                if path.is_dir() { fs::remove_dir_all(&path)? } else { fs::remove_file(&path)? }
             }
         }
         // The instances' user passes through.
@@ -100,7 +106,7 @@ impl Layout {
             .iter()
             .map(|c| Config::load(&directory.join(&c.name).join("node.toml")))
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(Layout { directory: directory.to_owned(), nodes })
+        Ok(Layout { directory: directory.to_owned(), nodes, _lock: lock })
     }
 
     pub fn home(&self, config: &Config) -> PathBuf {
@@ -110,6 +116,18 @@ impl Layout {
     pub fn start_command(&self, name: &str) -> String {
         let program = std::env::current_exe().map_or("quorate".into(), |p| p.display().to_string());
         format!("{program} node --config {}", self.directory.join(name).join("node.toml").display())
+    }
+
+    pub fn json(&self) -> PathBuf {
+        self.directory.join("demo.json")
+    }
+
+    /// Says where nothing is any more, or not yet: for whoever waits for it, it is written when all is ready.
+    pub fn forget_json(&self) -> anyhow::Result<()> {
+        match fs::remove_file(self.json()) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     pub fn url(&self) -> String {
@@ -177,6 +195,38 @@ fn run_dir(home: &Path) -> PathBuf {
         .iter()
         .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
     PathBuf::from(format!("/tmp/quorate-{hash:016x}"))
+}
+
+/// Marks the directory as a demo's, and takes it for this one.
+fn take(mark: &Path) -> anyhow::Result<File> {
+    let mut file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(mark)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            bail!(
+                "a demo runs here already; hint: end it first (Ctrl-C), or give another --dir and --base-port"
+            )
+        }
+        Err(error) => return Err(std::io::Error::from(error).into()),
+    }
+    writeln!(file, "This directory belongs to `quorate demo`.")?;
+    Ok(file)
+}
+
+/// Instances of nodes that were just ended may still write for a moment.
+fn remove(path: &Path) -> std::io::Result<()> {
+    let began = Instant::now();
+    loop {
+        let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        match removed {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() != ErrorKind::DirectoryNotEmpty || began.elapsed() > REMOVE_LIMIT => {
+                return Err(error);
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            Ok(()) => return Ok(()),
+        }
+    }
 }
 
 fn write_once(path: &Path, make: impl FnOnce() -> String) -> anyhow::Result<()> {

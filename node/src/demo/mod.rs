@@ -43,6 +43,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         .with_context(|| format!("the demo cannot be laid out in {}", directory.display()))?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    layout.forget_json()?;
     nodes::end_former(&layout, &progress).await?;
     layout.check_ports()?;
     progress(&format!("starting {} nodes in {}", options.nodes, directory.display()));
@@ -89,6 +90,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         }
     }
     progress("stopping");
+    layout.forget_json()?;
     nodes.stop().await;
     // Nodes that were started again by hand belong to the demo as well.
     nodes::end_former(&layout, &progress).await?;

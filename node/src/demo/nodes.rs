@@ -118,7 +118,7 @@ impl Nodes {
             "nodes": nodes,
             "admin_url": layout.admin_url(),
         });
-        let path = layout.directory.join("demo.json");
+        let path = layout.json();
         let temporary = layout.directory.join("demo.json.new");
         fs::write(&temporary, serde_json::to_vec_pretty(&all)?)?;
         Ok(fs::rename(temporary, path)?)

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
 const PAUSE: Duration = Duration::from_millis(200);
 const HTTP_LIMIT: Duration = Duration::from_secs(2);
@@ -35,7 +35,7 @@ async fn connect(url: &str) -> anyhow::Result<Client> {
     Ok(client)
 }
 
-async fn rows(client: &Client, order: &str) -> anyhow::Result<Vec<tokio_postgres::SimpleQueryRow>> {
+async fn rows(client: &Client, order: &str) -> anyhow::Result<Vec<SimpleQueryRow>> {
     let messages = client.simple_query(order).await.with_context(|| order.to_owned())?;
     Ok(messages
         .into_iter()
@@ -49,8 +49,14 @@ async fn rows(client: &Client, order: &str) -> anyhow::Result<Vec<tokio_postgres
 /// Creates what is not there yet and returns when the database takes writes.
 pub async fn bring_up(layout: &Layout, progress: &impl Fn(&str)) -> anyhow::Result<()> {
     let admin = connect(&layout.admin_url()).await?;
-    let mut databases = rows(&admin, "SHOW DATABASES").await?;
-    if databases.is_empty() {
+    let app = async || {
+        let all = rows(&admin, "SHOW DATABASES").await?;
+        let is_ours =
+            |r: &SimpleQueryRow| r.get("server") == Some("demo") && r.get("database") == Some("app");
+        anyhow::Ok(all.into_iter().find(is_ours))
+    };
+    // An operator may have dropped it, and made others.
+    if app().await?.is_none() {
         progress("creating the database demo.app");
         match admin.simple_query("CREATE SERVER demo ADMIN demo PASSWORD 'demo'").await {
             Ok(_) => {}
@@ -61,14 +67,14 @@ pub async fn bring_up(layout: &Layout, progress: &impl Fn(&str)) -> anyhow::Resu
         rows(&admin, "CREATE DATABASE demo.app").await?;
     }
     loop {
-        databases = rows(&admin, "SHOW DATABASES").await?;
-        let app = databases.iter().find(|r| r.get("database") == Some("app"));
+        let app = app().await?;
         if app.is_some_and(|r| r.get("open") == Some("t") && r.get("phase") == Some("stable")) {
             break;
         }
         tokio::time::sleep(PAUSE).await;
     }
-    let client = connect(&layout.url()).await?;
+    // With the server's name: another server may have an `app` too.
+    let client = connect(&layout.url().replace("/app", "/demo.app")).await?;
     rows(&client, "SELECT 1").await?;
     Ok(())
 }
