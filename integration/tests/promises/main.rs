@@ -9,6 +9,7 @@ mod admin;
 mod commit;
 mod confirm;
 mod coordinator_loss;
+mod cut_node;
 mod drivers;
 mod false_alarm;
 mod faults;

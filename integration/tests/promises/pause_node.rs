@@ -113,7 +113,7 @@ pub async fn pause(
     Ok(())
 }
 
-async fn counter(session: &Session) -> anyhow::Result<i64> {
+pub async fn counter(session: &Session) -> anyhow::Result<i64> {
     let value =
         session.value("SELECT value FROM counter").await.map_err(|e| anyhow::anyhow!("{}", tell(&e)))?;
     value.and_then(|v| v.parse().ok()).context("no counter")
