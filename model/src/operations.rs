@@ -71,10 +71,11 @@ impl PartitionMap {
         now_ms: u64,
     ) -> Result<Applied, Refusal> {
         let operation = self.attempted(id, attempt)?;
-        let (database, kind) = (operation.database, &operation.kind);
-        if matches!(change, Some((_, Change::Recover { .. })))
-            && !matches!(kind, OperationKind::ForceRecover { .. })
-        {
+        let database = operation.database;
+        // Nor by an order that was taken back.
+        let is_word = matches!(operation.kind, OperationKind::ForceRecover { .. })
+            && operation.state == OperationState::Running;
+        if matches!(change, Some((_, Change::Recover { .. }))) && !is_word {
             return Err(Refusal::Unsafe(format!("operation {id} is no order to recover by force (I10)")));
         }
         let applied = match change {

@@ -57,6 +57,22 @@ impl FakeCluster {
         Ok(applied)
     }
 
+    /// What was lost is given up by an operator's word, which the coordinator carries out at once.
+    pub fn recover(&self, coordinator: NodeId, survivor: ReplicaId, quarantined: BTreeSet<ReplicaId>) {
+        let database = self.map.borrow().databases_called("app").next().unwrap().id;
+        let order = Command::BeginForceRecover { database, candidate: None, now_ms: 0 };
+        let Ok(Applied::Operation { id: operation, .. }) = self.apply(order) else { panic!("refused") };
+        self.apply(Command::Claim { operation, attempt: 0, owner: coordinator, now_ms: 0 }).unwrap();
+        let version = self.map.borrow().databases[&database].version;
+        let change = Change::Recover { coordinator, survivor, quarantined };
+        let (attempt, step) = (1, Step::Recovering { survivor });
+        let advance =
+            Command::Advance { operation, attempt, step, change: Some((version, change)), now_ms: 0 };
+        self.apply(advance).unwrap();
+        let state = OperationState::Done;
+        self.apply(Command::EndOperation { operation, attempt, state, now_ms: 0 }).unwrap();
+    }
+
     /// A change of the record of `app` by the coordinator.
     pub fn change(&self, change: Change) {
         let map = self.map.borrow().clone();

@@ -341,7 +341,7 @@ async fn an_order_that_was_overtaken_is_decided_anew() {
     };
     port.cluster.change(Change::Elect { coordinator });
     port.cluster.change(Change::LoseQuorum { coordinator, missing: lost.iter().copied().collect() });
-    port.cluster.change(Change::Recover { coordinator, survivor, quarantined: lost.clone() });
+    port.cluster.recover(coordinator, survivor, lost.clone());
     let order = |replica: &ReplicaId| format!("DROP REPLICA demo.app {replica}");
     *port.cluster.overtaken.lock().unwrap() = 9;
     client.batch_execute(&order(lost.first().unwrap())).await.unwrap();

@@ -171,6 +171,11 @@ fn nothing_but_an_operators_order_recovers_by_force() {
     let stale = world.map.apply(advance(id, 1, version));
     assert!(matches!(stale, Err(Refusal::Superseded { attempt: 2, .. })), "{stale:?}");
     assert_eq!(world.db().epoch.data_loss, 0);
+    let mut taken_back = world.map.clone();
+    let cancel = Command::CancelOperation { operation: id, attempt: None, because: None, now_ms: 0 };
+    taken_back.apply(cancel).unwrap();
+    let (attempt, newest) = (taken_back.operations[&id].attempt, taken_back.databases[&world.id].version);
+    assert!(matches!(taken_back.apply(advance(id, attempt, newest)), Err(Refusal::Unsafe(_))));
     world.map.apply(advance(id, 2, version)).unwrap();
     assert_eq!(world.db().epoch.data_loss, 1);
 }
