@@ -60,6 +60,11 @@ fn the_demo_is_alone_and_goes_on_with_what_was_made_of_it() {
         cluster.whole("acme.app", 3, HEAL_LIMIT).await?;
         acme(cluster).session().await?.run("SELECT 1 / (n - 41) FROM kept").await?;
 
+        // Nor does it matter whether the demo's own login is admitted.
+        cluster.admin().await?.rows("ALTER SERVER demo SET allow = '192.0.2.1'").await?;
+        cluster.stop_demo().await?;
+        cluster.start_demo().await.context("starting again without being admitted")?;
+
         // Nobody tells the nodes: they notice.
         cluster.end_demo_by(Signal::KILL).await.context("kill -9 of the demo alone")?;
         cluster.start_demo_with(&["--fresh"]).await.context("--fresh")?;

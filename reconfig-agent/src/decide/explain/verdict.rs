@@ -33,12 +33,12 @@ pub(super) fn verdict(
         ));
     }
     if let Some(operation) = database.operation.and_then(|id| question.map.operations.get(&id)) {
-        told.push(format!(
-            "operation {} ({}) is under way, at {}: a failover comes first, then it goes on",
-            operation.id,
-            operation.kind.name(),
-            operation.step
-        ));
+        let (id, kind, step) = (operation.id, operation.kind.name(), &operation.step);
+        let comes_first = match database.phase {
+            Phase::Creating | Phase::Dropping => "",
+            _ => ": a failover comes first, then it goes on",
+        };
+        told.push(format!("operation {id} ({kind}) is under way, at {step}{comes_first}"));
     }
     if let Some(event) = question.map.events.iter().rev().find(|e| e.database == database.id) {
         told.push(format!("last event: {} in epoch {}: {}", event.kind.name(), event.epoch, event.reason));
@@ -59,6 +59,7 @@ fn now(question: &Question<'_>, primary: Option<ReplicaId>, covers: bool) -> Str
              on none of them"
                 .to_owned()
         }
+        (Phase::Creating, None) => ": its first primary is being made".to_owned(),
         (Phase::Promoting { .. }, Some(_)) => {
             format!(": {elected} was elected and leads; it opens when {}", barrier(question))
         }
