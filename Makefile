@@ -59,11 +59,12 @@ sim: ## SEEDS whole clusters under faults, each from one number (SEEDS=100 FROM=
 	$(CARGO_TARGET_DIR)/release/sim --seeds $(SEEDS) --from $(FROM) $(ARGS)
 
 fuzz: ## what clients may send, by fuzzing, each target from a fresh seed (T=60: seconds together)
-	@scripts/setup --build-only
+	@scripts/setup --build-only --fuzz
 	@scripts/fuzz $(T)
 
 lint: ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --check --manifest-path proxy/fuzz/Cargo.toml
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 
 faults: ## N random faults against a real cluster, with a ledger of what clients were told (N=20 SEED=7)

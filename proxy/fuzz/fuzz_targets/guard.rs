@@ -44,7 +44,7 @@ const WORDS: [&str; 34] = [
     "$$",
 ];
 
-const ALL: [Marks; 10] = [
+const ALL: [Marks; 8] = [
     Marks::SYNCHRONOUS_COMMIT,
     Marks::SET_CONFIG,
     Marks::ADVISORY_LOCK,
@@ -53,8 +53,6 @@ const ALL: [Marks; 10] = [
     Marks::UNGUARDED,
     Marks::MAKES_TEMP,
     Marks::MAY_COMMIT,
-    Marks::ADVISORY_LOCK,
-    Marks::HOLD,
 ];
 
 fuzz_target!(|input: &[u8]| {
