@@ -38,4 +38,4 @@ pub use map::{NodeRecord, PartitionMap};
 pub use operation::{Operation, OperationKind, OperationState, Step};
 pub use position::{Lineage, Position, Relation};
 pub use report::{GateReport, InstanceRole, ReplicaReport, RunState};
-pub use server::{ClientAuth, MAX_CLIENT_CA_BYTES, Server, ServerOption};
+pub use server::{ClientAuth, Server, ServerOption};

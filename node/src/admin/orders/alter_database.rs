@@ -1,6 +1,6 @@
 //! `ALTER DATABASE … SET`: the options of a database.
 
-use super::{Spec, lookup};
+use super::{Spec, lookup, option};
 use crate::admin::answer::{Answer, Column};
 use crate::admin::error::AdminError;
 use crate::admin::language::phrase::{DatabaseName, Phrase};
@@ -20,50 +20,33 @@ pub const SPEC: Spec = Spec {
     parse: |phrase| {
         let name = phrase.database()?;
         phrase.keyword("SET")?;
-        let option = option(phrase)?;
+        let option = read(phrase)?;
         Ok(Arc::new(AlterDatabase { name, option }))
     },
 };
 
-fn option(phrase: &mut Phrase<'_>) -> Result<DatabaseOption, AdminError> {
+fn read(phrase: &mut Phrase<'_>) -> Result<DatabaseOption, AdminError> {
     if phrase.has("COMMITS") {
         let named = |value: &str| Commits::named(value).map(DatabaseOption::Commits);
-        return value(phrase, "commits", "'guarded' or 'strict'", named);
+        return option::named(phrase, "commits", "'guarded' or 'strict'", named);
     }
     if phrase.has("READS") {
         let named = |value: &str| Reads::named(value).map(DatabaseOption::Reads);
-        return value(phrase, "reads", "'lease' or 'confirm'", named);
+        return option::named(phrase, "reads", "'lease' or 'confirm'", named);
     }
     if phrase.has("OUTCOMES") {
         let named = |value: &str| Outcomes::named(value).map(DatabaseOption::Outcomes);
-        return value(phrase, "outcomes", "'tracked' or 'untracked'", named);
+        return option::named(phrase, "outcomes", "'tracked' or 'untracked'", named);
     }
     if phrase.has("POOL_MODE") {
         let named = |value: &str| PoolMode::named(value).map(DatabaseOption::PoolMode);
-        return value(phrase, "pool_mode", "'session' or 'transaction'", named);
+        return option::named(phrase, "pool_mode", "'session' or 'transaction'", named);
     }
     if phrase.has("POOL_SIZE") {
         let named = |value: &str| value.parse().ok().filter(|n| *n > 0).map(DatabaseOption::PoolSize);
-        return value(phrase, "pool_size", "a number from 1 to 65535", named);
+        return option::named(phrase, "pool_size", "a number from 1 to 65535", named);
     }
     Err(phrase.unexpected(&["READS", "COMMITS", "OUTCOMES", "POOL_MODE", "POOL_SIZE"]))
-}
-
-/// What stands behind the name of an option.
-fn value(
-    phrase: &mut Phrase<'_>,
-    option: &str,
-    values: &'static str,
-    named: impl Fn(&str) -> Option<DatabaseOption>,
-) -> Result<DatabaseOption, AdminError> {
-    phrase.symbol('=')?;
-    let at = phrase.at();
-    let value = phrase.text_or_number(values)?;
-    named(&value).ok_or_else(|| {
-        AdminError::new("22023", format!("\"{value}\" is no value of {option}"))
-            .with_position(at)
-            .with_hint(format!("Expected {values}."))
-    })
 }
 
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! `ALTER SERVER … SET`: the options of a logical server.
 
-use super::{Spec, lookup};
+use super::{Spec, lookup, option};
 use crate::admin::answer::{Answer, Column};
 use crate::admin::error::AdminError;
 use crate::admin::language::phrase::Phrase;
@@ -19,25 +19,23 @@ pub const SPEC: Spec = Spec {
     parse: |phrase| {
         let name = phrase.name("the name of a server")?;
         phrase.keyword("SET")?;
-        let option = option(phrase)?;
+        let option = read(phrase)?;
         Ok(Arc::new(AlterServer { name, option }))
     },
 };
 
-fn option(phrase: &mut Phrase<'_>) -> Result<ServerOption, AdminError> {
+fn read(phrase: &mut Phrase<'_>) -> Result<ServerOption, AdminError> {
     if phrase.has("ALLOW") {
-        return value(phrase, "'all', or addresses and networks with commas between them", |text| {
+        return option::value(phrase, "'all', or addresses and networks with commas between them", |text| {
             AllowList::parse(text).map(ServerOption::Allow).map_err(|error| error.to_string())
         });
     }
     if phrase.has("CLIENT_AUTH") {
-        return value(phrase, "'password', 'certificate', 'either' or 'both'", |text| {
-            let auth = ClientAuth::named(text).map(ServerOption::ClientAuth);
-            auth.ok_or_else(|| format!("\"{text}\" is no value of client_auth"))
-        });
+        let named = |text: &str| ClientAuth::named(text).map(ServerOption::ClientAuth);
+        return option::named(phrase, "client_auth", "'password', 'certificate', 'either' or 'both'", named);
     }
     if phrase.has("CLIENT_CA") {
-        return value(phrase, "certificates of authorities in PEM, or ''", |text| {
+        return option::value(phrase, "certificates of authorities in PEM, or ''", |text| {
             if !text.trim().is_empty() {
                 ClientAuthorities::parse(text).map_err(|error| format!("client_ca: {error}"))?;
             }
@@ -45,20 +43,6 @@ fn option(phrase: &mut Phrase<'_>) -> Result<ServerOption, AdminError> {
         });
     }
     Err(phrase.unexpected(&["ALLOW", "CLIENT_AUTH", "CLIENT_CA"]))
-}
-
-/// What stands behind the name of an option.
-fn value(
-    phrase: &mut Phrase<'_>,
-    values: &'static str,
-    read: impl Fn(&str) -> Result<ServerOption, String>,
-) -> Result<ServerOption, AdminError> {
-    phrase.symbol('=')?;
-    let at = phrase.at();
-    let text = phrase.text(values)?;
-    read(&text).map_err(|error| {
-        AdminError::new("22023", error).with_position(at).with_hint(format!("Expected {values}."))
-    })
 }
 
 #[derive(Debug)]

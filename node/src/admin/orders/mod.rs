@@ -13,6 +13,7 @@ mod failpoint;
 mod force_recover;
 mod lookup;
 mod move_replica;
+mod option;
 mod select;
 pub mod settings;
 mod show_databases;
