@@ -131,7 +131,11 @@ impl Layout {
     }
 
     pub fn url(&self) -> String {
-        format!("postgresql://demo:demo@{}/app", self.nodes[0].listen.client)
+        self.url_of("app")
+    }
+
+    pub fn url_of(&self, database: &str) -> String {
+        format!("postgresql://demo:demo@{}/{database}", self.nodes[0].listen.client)
     }
 
     pub fn admin_url(&self) -> String {

@@ -74,7 +74,7 @@ pub async fn bring_up(layout: &Layout, progress: &impl Fn(&str)) -> anyhow::Resu
         tokio::time::sleep(PAUSE).await;
     }
     // With the server's name: another server may have an `app` too.
-    let client = match connect(&layout.url().replace("/app", "/demo.app")).await {
+    let client = match connect(&layout.url_of("demo.app")).await {
         Ok(client) => client,
         Err(error) if is_not_admitted(&error) => {
             progress("the demo's own login is not admitted any more; see SHOW SERVERS");
