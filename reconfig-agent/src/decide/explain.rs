@@ -209,6 +209,9 @@ fn why(
     if !database.members().contains(&replica) {
         return Err("a learner: its flushes never counted, so it may lack what was acknowledged".to_owned());
     }
+    if database.is_barred(replica) {
+        return Err("it discarded log and is not past its floor yet: what it says does not count".to_owned());
+    }
     let Some(position) = question.position(replica) else {
         return Err("it does not say where its log ends".to_owned());
     };

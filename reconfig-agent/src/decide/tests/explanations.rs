@@ -110,3 +110,16 @@ fn an_operation_under_way_is_named() {
     let said = ask(&mut world);
     assert!(said.verdict[0].contains("is to stop between transactions; then"), "{said:?}");
 }
+
+#[test]
+fn who_has_discarded_log_does_not_count() {
+    let mut world = World::new(4);
+    assert!(world.commit());
+    let voter = world.db().replicas_on(NodeId(2)).next().unwrap();
+    let floor = world.replicas[&voter].position;
+    let record = world.map.databases.get_mut(&world.id).unwrap().replicas.get_mut(&voter).unwrap();
+    record.state = ReplicaState::Incomplete { floor };
+    let said = ask(&mut world);
+    assert!(row(&said, 2).why.contains("is not past its floor"), "{said:?}");
+    assert!(!row(&said, 2).could_lead);
+}
