@@ -29,11 +29,15 @@ pub fn kill_postmaster(replica: &ReplicaRow) -> anyhow::Result<Harm> {
 pub fn lose_disk(replica: &ReplicaRow) -> anyhow::Result<Harm> {
     let directory = Path::new(&replica.data_directory).parent().context("a replica's directory")?;
     let aside = directory.with_extension("lost");
-    let victims = vec![postmaster(replica)?];
+    let mut victims = vec![postmaster(replica)?];
     let at = Instant::now();
     // At once for whoever looks by its name; the files go afterwards.
     std::fs::rename(directory, &aside).with_context(|| directory.display().to_string())?;
     process::kill(&victims)?;
+    // Its children notice by themselves, but write until then.
+    let children = process::of_instance(&std::fs::canonicalize(aside.join("data"))?);
+    process::kill(&children)?;
+    victims.extend(children);
     std::fs::remove_dir_all(&aside).with_context(|| aside.display().to_string())?;
     Ok(Harm { at, victims })
 }
