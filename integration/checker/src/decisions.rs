@@ -15,7 +15,7 @@ pub struct Decisions {
     pub quirk: Quirk,
 }
 
-/// What a mutant's replicas do otherwise.
+/// What a mutant's replicas, or its map, do otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Quirk {
     None,
@@ -28,14 +28,18 @@ pub enum Quirk {
     Rearranges,
     /// A fence that arrives late closes the tunnels that its own reign has opened since.
     FencesAgain,
+    /// A coordinator that finds a quorum lost gives up what is missing, without being told to.
+    SpeaksForOperators,
+    /// The map takes a step of an operation from a coordinator whose attempt another one has taken over.
+    ObeysReplaced,
 }
 
 /// What the daemon does.
 pub const DAEMON: Decisions =
     Decisions { name: "the daemon's decisions", next: decide::next, quirk: Quirk::None };
 
-/// The mutants of writes and reconfiguration (DESIGN §5), and three faults that this model found.
-pub const MUTANTS: [Decisions; 11] = [
+/// The mutants of writes and reconfiguration (DESIGN §5), three faults that this model found, and two of operations.
+pub const MUTANTS: [Decisions; 13] = [
     Decisions { name: "accept F={S1}", next: accept_one_secondary, ..DAEMON },
     Decisions { name: "sync names before Joint", next: names_before_joint, ..DAEMON },
     Decisions { name: "Stable before the barrier", next: stable_before_barrier, ..DAEMON },
@@ -47,6 +51,8 @@ pub const MUTANTS: [Decisions; 11] = [
     Decisions { name: "obey a late order of the same reign", quirk: Quirk::Rearranges, ..DAEMON },
     Decisions { name: "attach only who answered the fence", next: attach_answered, ..DAEMON },
     Decisions { name: "a late fence cuts its own reign", quirk: Quirk::FencesAgain, ..DAEMON },
+    Decisions { name: "recover by force without a word", quirk: Quirk::SpeaksForOperators, ..DAEMON },
+    Decisions { name: "obey a replaced executor", quirk: Quirk::ObeysReplaced, ..DAEMON },
 ];
 
 /// Believes that the old primary answered too, with an empty log, as soon as one secondary did.

@@ -67,6 +67,25 @@ pub fn candidate_alone_has_it() -> Vec<Action> {
     steps
 }
 
+/// Two of three nodes are without power, and with them a write that was acknowledged; the third has said where its log
+/// ends, which covers nothing, and the record says that the quorum is lost.
+pub fn quorum_is_lost() -> Vec<Action> {
+    let late = Action::Coordinate { zombie: false, late: true };
+    vec![
+        Action::Write(OLD),
+        Action::Ship(OLD, NEW),
+        Action::Acknowledge(OLD),
+        Action::PowerOff(NodeId(OLD.0)),
+        Action::PowerOff(NodeId(NEW.0)),
+        Action::Suspect(NodeId(OLD.0)),
+        Action::Suspect(NodeId(NEW.0)),
+        LOOK,
+        LOOK,
+        deliver(OrderKind::Fence, OTHER),
+        late,
+    ]
+}
+
 /// The same, and the former primary is back: the others are stable without it, and its log was found to hold what theirs
 /// does not. The way there is the one that a cluster takes by itself.
 pub fn former_primary_is_divergent(bounds: &Bounds) -> Vec<Action> {

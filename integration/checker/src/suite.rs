@@ -67,6 +67,9 @@ fn quiet() -> Bounds {
         joins: 0,
         built: 0,
         switchovers: 0,
+        moves: 0,
+        words: 0,
+        cancels: 0,
         faults: 0,
         kinds: ALL_FAULTS.into(),
         rewinds: false,
@@ -121,9 +124,18 @@ fn of_writes(size: Size) -> Vec<(&'static str, Bounds, Vec<Action>)> {
         ),
         (
             "switchover",
-            Bounds { switchovers: 1, faults: some, elections: 1 + some, writes: 1 + some, ..quiet() },
+            Bounds {
+                switchovers: 1,
+                cancels: 1,
+                faults: some,
+                elections: 1 + some,
+                writes: 1 + some,
+                ..quiet()
+            },
             Vec::new(),
         ),
+        ("a move", moved(some), Vec::new()),
+        ("a recovery", recovered(some), prologue::quorum_is_lost()),
         (
             "a second failover",
             Bounds { writes: 2, elections: 2, faults: 2 + some, kinds: after_failover.clone(), ..quiet() },
@@ -136,6 +148,27 @@ fn of_writes(size: Size) -> Vec<(&'static str, Bounds, Vec<Action>)> {
         ),
         ("a rewind", rewound, divergent),
     ]
+}
+
+/// A copy goes to a fourth node, and the coordinator that carries it out may be replaced and not know it.
+fn moved(some: u8) -> Bounds {
+    let kinds = [Fault::Split, Fault::Depose].into();
+    Bounds { moves: 1, cancels: 1, joins: 1, elections: 1, faults: 1 + some, kinds, ..quiet() }
+}
+
+/// An operator gives up what two lost nodes hold. They may return.
+fn recovered(some: u8) -> Bounds {
+    let kinds = [Fault::Split].into();
+    Bounds {
+        words: 1,
+        cancels: some,
+        elections: 1 + some,
+        writes: 2,
+        faults: 3 + some,
+        kinds,
+        quorum_lost: true,
+        ..quiet()
+    }
 }
 
 fn of_leases(size: Size) -> leases::Bounds {
@@ -156,7 +189,13 @@ fn words(b: &Bounds) -> String {
         format!("{} elections", b.elections),
         format!("{} faults of {} kinds", b.faults, b.kinds.len()),
     ];
-    for (count, what) in [(b.joins, "changes of voters a reign"), (b.switchovers, "switchovers")] {
+    for (count, what) in [
+        (b.joins, "changes of voters a reign"),
+        (b.switchovers, "switchovers"),
+        (b.moves, "moves"),
+        (b.words, "forced recoveries"),
+        (b.cancels, "operations taken back"),
+    ] {
         if count > 0 {
             words.push(format!("{count} {what}"));
         }
@@ -230,6 +269,10 @@ fn harm(mutant: Decisions) -> Writes {
             Vec::new(),
             1,
         ),
+        "recover by force without a word" => {
+            (Bounds { words: 0, cancels: 0, ..recovered(0) }, prologue::quorum_is_lost(), 0)
+        }
+        "obey a replaced executor" => (Bounds { cancels: 0, ..moved(0) }, Vec::new(), 0),
         _ => (suspect, Vec::new(), 0),
     };
     Writes { heal_one_in, prologue, ..Writes::new(bounds, mutant) }

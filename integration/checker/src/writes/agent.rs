@@ -190,7 +190,8 @@ fn name_and_write(replica: &mut Replica, letter: Letter, names: Names) -> Result
         return Err(failure());
     }
     write_row(replica, letter.epoch);
-    let entries = replica.instance.log.len();
+    // A lone primary waits for nobody: nothing can be acknowledged by these names.
+    let entries = if replica.instance.names.who.is_empty() { 0 } else { replica.instance.log.len() };
     replica.work.push(Work::Passing { letter, entries });
     Ok(())
 }
@@ -344,7 +345,8 @@ fn pass(state: &mut State, record: Option<&Database>, letter: Letter, entries: u
     Ok(Reply::Passed { lsn })
 }
 
-/// I6: whether a write quorum of the configuration holds the row of this reign.
+/// I6: whether a write quorum of the configuration holds the row of this reign. A lone primary has none, and
+/// acknowledges nothing.
 pub fn holds_row(state: &State, configuration: &Configuration, epoch: Epoch) -> bool {
     let holds = |id: &ReplicaId| {
         state.replicas.get(id).is_some_and(|r| {
@@ -352,7 +354,7 @@ pub fn holds_row(state: &State, configuration: &Configuration, epoch: Epoch) -> 
         })
     };
     let voters = configuration.voters.iter().filter(|v| holds(v)).count();
-    holds(&configuration.primary) && voters >= configuration.k as usize
+    holds(&configuration.primary) && (configuration.is_lone() || voters >= configuration.k as usize)
 }
 
 /// The keeper's look at a running instance. Returns whether it did anything.

@@ -6,11 +6,11 @@
 //! about is brought about by suspicion and by elections that nobody needed.
 
 use super::state::{Coordinator, Letter, Map, State};
-use super::{Bounds, agent};
-use crate::decisions::Decisions;
+use super::{Bounds, agent, invariants};
+use crate::decisions::{Decisions, Quirk};
 use quorate_model::{
-    Applied, Change, Command, Database, Epoch, GateReport, InstanceRole, Lsn, NodeId, Refusal, ReplicaId,
-    ReplicaReport, ReplicaState, RunState, Timeline,
+    Applied, Change, Command, Database, Epoch, GateReport, InstanceRole, Lsn, NodeId, OperationId, Phase,
+    Refusal, ReplicaId, ReplicaReport, ReplicaState, RunState, Timeline,
 };
 use quorate_reconfig_agent::decide::{
     Act, Claim, Failure, Heard, NodeDown, Progress, Reply, Timers, Trigger, View,
@@ -44,6 +44,13 @@ pub fn coordinate(state: &mut State, bounds: &Bounds, decisions: &Decisions, zom
         inner.progress = Progress::new(reign);
     }
     inner.progress.enter(database.phase.name(), EARLY);
+    if decisions.quirk == Quirk::SpeaksForOperators
+        && matches!(database.phase, Phase::QuorumLost { .. })
+        && database.operation.is_none()
+    {
+        let word = Command::BeginForceRecover { database: database.id, candidate: None, now_ms: 0 };
+        let _ = apply(state, word);
+    }
     let acts = decide(state, bounds, decisions, inner, &map, database, if late { LATE } else { EARLY });
     for act in acts {
         let proposed = match act {
@@ -86,18 +93,33 @@ pub fn coordinate(state: &mut State, bounds: &Bounds, decisions: &Decisions, zom
                 let changes = change.is_some();
                 // What the bounds exclude is refused as an unreachable map would.
                 if let Ok(change) = change.map(|change| within(state, bounds, database, change)).transpose() {
-                    let change = change.map(|change| (database.version, change));
-                    let _ = apply(state, Command::Advance { operation, attempt, step, change, now_ms: 0 });
+                    let change = change.map(|change| (version(state, decisions, database), change));
+                    execute(state, decisions, operation, attempt, |attempt| Command::Advance {
+                        operation,
+                        attempt,
+                        step,
+                        change,
+                        now_ms: 0,
+                    });
                 }
                 changes
             }
             Act::GiveUp { operation, attempt, because } => {
-                let (attempt, because) = (Some(attempt), Some(because));
-                let _ = apply(state, Command::CancelOperation { operation, attempt, because, now_ms: 0 });
+                execute(state, decisions, operation, attempt, |attempt| Command::CancelOperation {
+                    operation,
+                    attempt: Some(attempt),
+                    because: Some(because),
+                    now_ms: 0,
+                });
                 true
             }
             Act::EndOperation { operation, attempt, state: end, .. } => {
-                let _ = apply(state, Command::EndOperation { operation, attempt, state: end, now_ms: 0 });
+                execute(state, decisions, operation, attempt, |attempt| Command::EndOperation {
+                    operation,
+                    attempt,
+                    state: end,
+                    now_ms: 0,
+                });
                 true
             }
         };
@@ -208,10 +230,38 @@ fn apply(state: &mut State, command: Command) -> Result<Applied, Refusal> {
     Arc::make_mut(&mut state.map.0).apply(command)
 }
 
+/// A step of an operation, for the attempt that its coordinator has claimed.
+fn execute(
+    state: &mut State,
+    decisions: &Decisions,
+    operation: OperationId,
+    attempt: u32,
+    command: impl FnOnce(u32) -> Command,
+) {
+    let before = state.map.clone();
+    let told = match before.0.operations.get(&operation) {
+        Some(current) if decisions.quirk == Quirk::ObeysReplaced => current.attempt,
+        _ => attempt,
+    };
+    let _ = apply(state, command(told));
+    invariants::recorded(&before, state, Some((operation, attempt)));
+}
+
+/// The version of the record that a step is decided against.
+fn version(state: &State, decisions: &Decisions, seen: &Database) -> u64 {
+    match state.map.database() {
+        Some(record) if decisions.quirk == Quirk::ObeysReplaced => record.version,
+        _ => seen.version,
+    }
+}
+
 /// Proposes against the version that was looked at. What the bounds exclude is refused as an unreachable map would.
 fn propose(state: &mut State, bounds: &Bounds, seen: &Database, change: Change) -> Result<Applied, Refusal> {
     let change = within(state, bounds, seen, change)?;
-    apply(state, Command::Reconfigure { database: seen.id, version: seen.version, change })
+    let before = state.map.clone();
+    let applied = apply(state, Command::Reconfigure { database: seen.id, version: seen.version, change });
+    invariants::recorded(&before, state, None);
+    applied
 }
 
 /// The change without its time, unless the bounds exclude it.

@@ -17,6 +17,8 @@ const STEPS: usize = 600;
 fn rests(state: &State) -> bool {
     let Some(record) = state.map.database() else { return false };
     record.phase == Phase::Stable
+        // After a loss was accepted: commits can be acknowledged again.
+        && !record.is_read_only()
         && state.replicas.get(&record.current.primary).is_some_and(|r| {
             r.is_primary() && matches!(r.gate, GateReport::Open(reign) if reign.same_reign(record.epoch))
         })

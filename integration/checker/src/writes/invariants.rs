@@ -1,11 +1,12 @@
 //! The invariants of DESIGN §5 that apply to writes and reconfiguration, one property each.
 //!
-//! I7 and I8 are of the model of leases. I6 and I13 are checked where a step ends, I5 between two states.
+//! I7 and I8 are of the model of leases. I6 and I13 are checked where a step ends, I10 also where a coordinator's
+//! proposal is taken, I5 between two states.
 
 use super::postgres::Entry;
-use super::state::{Letter, Replica, State};
+use super::state::{Letter, Map, Replica, State};
 use super::{Writes, agent};
-use quorate_model::{Epoch, GateReport, Phase, ReplicaId};
+use quorate_model::{Epoch, GateReport, OperationId, OperationKind, OperationState, Phase, ReplicaId, Step};
 use stateright::Property;
 use std::collections::BTreeMap;
 
@@ -20,7 +21,7 @@ const NAMES: [&str; 12] = [
     "I10 no loss without an operator's word",
     "I11 learners and dropped replicas never count",
     "I12 a replica that discarded log is incomplete until it is past its floor",
-    "I13 no order of an older epoch than the promise takes effect",
+    "I13 no order of an older epoch than the promise takes effect, and no step of a replaced executor",
     "I14 without further faults it comes to rest, stable and open",
 ];
 
@@ -33,7 +34,7 @@ pub fn properties() -> Vec<Property<Writes>> {
         Property::always(NAMES[4], |_, s: &State| s.broken != Some("I5")),
         Property::always(NAMES[5], |_, s: &State| s.broken != Some("I6")),
         Property::always(NAMES[6], |_, s: &State| names_within(s)),
-        Property::always(NAMES[7], |_, s: &State| s.map.database().is_some_and(|d| d.epoch.data_loss == 0)),
+        Property::always(NAMES[7], |_, s: &State| s.broken != Some("I10") && loses_by_word(s)),
         Property::always(NAMES[8], |_, s: &State| counts_members(s)),
         Property::always(NAMES[9], |_, s: &State| bars_discarded(s)),
         Property::always(NAMES[10], |_, s: &State| s.broken != Some("I13")),
@@ -45,21 +46,30 @@ fn holds(replica: &Replica, write: u8) -> bool {
     replica.instance.log.contains(&Entry::Write(write))
 }
 
-/// I1. A primary is activated when its gate opens; a recorded candidate is one that will be.
+/// I10: the record counts no more losses than an operator has spoken words. What is lost without being counted breaks I1.
+fn loses_by_word(state: &State) -> bool {
+    state.map.database().is_some_and(|d| d.epoch.data_loss <= u64::from(state.spent.words))
+}
+
+/// I1, within one data-loss epoch. A primary is activated when its gate opens; a recorded candidate is one that will be.
 fn holds_acknowledged(state: &State) -> bool {
     if let Some(record) = state.map.database()
         && matches!(record.phase, Phase::Promoting { .. })
         && let Some(candidate) = state.replicas.get(&record.current.primary)
     {
         let reign = record.epoch.reign();
-        if state.acknowledged.iter().any(|(write, told)| *told < reign && !holds(candidate, *write)) {
+        let counts = |told: &Epoch| *told < reign && told.data_loss == reign.data_loss;
+        if state.acknowledged.iter().any(|(write, told)| counts(told) && !holds(candidate, *write)) {
             return false;
         }
     }
     let activated = state.replicas.values().filter(|r| r.is_primary());
-    activated
-        .filter_map(|r| if let GateReport::Open(reign) = r.gate { Some((r, reign)) } else { None })
-        .all(|(r, reign)| state.acknowledged.iter().all(|(write, told)| *told > reign || holds(r, *write)))
+    activated.filter_map(|r| if let GateReport::Open(reign) = r.gate { Some((r, reign)) } else { None }).all(
+        |(r, reign)| {
+            let counts = |told: &Epoch| *told <= reign && told.data_loss == reign.data_loss;
+            state.acknowledged.iter().all(|(write, told)| !counts(told) || holds(r, *write))
+        },
+    )
 }
 
 /// I2: gate and tunnels belong to the promised reign or to a newer one, and the gate to a primary.
@@ -73,14 +83,17 @@ fn keeps_promise(replica: &Replica) -> bool {
         && replica.downstream.as_ref().is_none_or(|r| r.epoch >= promise)
 }
 
-/// I3: once a winner is recorded, no primary of an older reign can still gather a write quorum.
+/// I3: once a winner is recorded, no primary of an older reign can still gather a write quorum. One that was given up by
+/// force could not be asked; what it acknowledges is of the loss that was accepted.
 fn is_usable_after_election(state: &State) -> bool {
     let Some(record) = state.map.database() else { return false };
     if !matches!(record.phase, Phase::Promoting { .. } | Phase::Stable | Phase::Joint) {
         return false;
     }
     state.replicas.iter().any(|(id, primary)| {
-        let old = primary.standing.leading.is_some_and(|reign| reign < record.epoch.reign());
+        let now = record.epoch.reign();
+        let old =
+            primary.standing.leading.is_some_and(|reign| reign < now && reign.data_loss == now.data_loss);
         let names = &primary.instance.names;
         old && primary.is_primary()
             && names.who.iter().filter(|s| state.is_connected(*id, **s)).count() >= names.k
@@ -105,7 +118,8 @@ fn names_within(state: &State) -> bool {
     record.check().is_ok()
         && leading(state, record.epoch).all(|(_, r)| {
             let names = &r.instance.names;
-            names.k >= 1 && !names.who.is_empty() && names.who.is_subset(&members)
+            let somebody = !names.who.is_empty() || record.is_read_only();
+            names.k >= 1 && somebody && names.who.is_subset(&members)
         })
 }
 
@@ -133,6 +147,25 @@ pub fn obeyed(state: &mut State, letter: Letter, took_effect: bool) {
     let promise = state.replicas.get(&letter.replica).map(|r| r.standing.promise());
     if took_effect && promise.is_some_and(|p| p > letter.epoch.reign()) {
         state.broken.get_or_insert("I13");
+    }
+}
+
+/// I10 and I13, of what a coordinator has had recorded: a loss is a step of an order that runs, taken once; and no step is
+/// taken for an attempt that another coordinator has taken over since.
+pub fn recorded(before: &Map, after: &mut State, attempt: Option<(OperationId, u32)>) {
+    let (Some(was), Some(is)) = (before.database(), after.map.database()) else { return };
+    let by = attempt.and_then(|(id, number)| Some((before.0.operations.get(&id)?, number)));
+    let replaced = by.is_some_and(|(operation, number)| operation.attempt != number);
+    let word = by.is_some_and(|(operation, _)| {
+        matches!(operation.kind, OperationKind::ForceRecover { .. })
+            && operation.state == OperationState::Running
+            && !matches!(operation.step, Step::Recovering { .. })
+    });
+    if is.epoch.data_loss > was.epoch.data_loss && !(word && is.epoch.data_loss == was.epoch.data_loss + 1) {
+        after.broken.get_or_insert("I10");
+    }
+    if replaced && *before != after.map {
+        after.broken.get_or_insert("I13");
     }
 }
 

@@ -71,6 +71,12 @@ pub struct Bounds {
     pub built: u8,
     /// Switchovers that an operator begins.
     pub switchovers: u8,
+    /// Moves of a copy to the node that has none.
+    pub moves: u8,
+    /// Words of an operator that what is lost may be lost.
+    pub words: u8,
+    /// Operations that an operator takes back.
+    pub cancels: u8,
     pub faults: u8,
     pub kinds: BTreeSet<Fault>,
     /// Whether divergent copies are rewound; otherwise they are rebuilt, and fewer states are visited.
@@ -84,9 +90,10 @@ impl Bounds {
         1 + u64::from(self.voters) + u64::from(self.learners)
     }
 
-    /// Where ids end: replicas are numbered first, and an operation takes one too.
+    /// Where ids end: replicas are numbered first, and an operation takes one too; a move also one for its copy.
     pub fn last_id(&self) -> u64 {
-        self.replicas() + u64::from(self.built) + u64::from(self.switchovers)
+        let operations = u64::from(self.switchovers) + u64::from(self.words) + 2 * u64::from(self.moves);
+        self.replicas() + u64::from(self.built) + operations
     }
 }
 
@@ -111,6 +118,11 @@ pub enum Action {
         late: bool,
     },
     Switchover,
+    Move,
+    /// An operator gives up what does not answer.
+    GiveUpLost,
+    /// An operator takes back what is under way.
+    Cancel,
     Crash(ReplicaId),
     PowerOff(NodeId),
     PowerOn(NodeId),
@@ -137,6 +149,8 @@ pub struct Writes {
 }
 
 const FIRST: ReplicaId = ReplicaId(1);
+/// The node that holds nothing at the beginning.
+const SPARE: NodeId = NodeId(4);
 
 impl Writes {
     pub fn new(bounds: Bounds, decisions: Decisions) -> Writes {
@@ -328,8 +342,15 @@ impl Writes {
         if self.may(state, Fault::Split) && state.zombie.is_none() {
             actions.push(Action::TakeOver { split: true });
         }
-        if state.spent.operators < self.bounds.switchovers {
-            actions.push(Action::Switchover);
+        for (action, spent, most) in [
+            (Action::Switchover, state.spent.switchovers, self.bounds.switchovers),
+            (Action::Move, state.spent.moves, self.bounds.moves),
+            (Action::GiveUpLost, state.spent.words, self.bounds.words),
+            (Action::Cancel, state.spent.cancels, self.bounds.cancels),
+        ] {
+            if spent < most {
+                actions.push(action);
+            }
         }
     }
 
@@ -377,12 +398,7 @@ impl Writes {
             Action::Coordinate { zombie, late } => {
                 coordinator::coordinate(state, &self.bounds, &self.decisions, zombie, late);
             }
-            Action::Switchover => {
-                state.spent.operators += 1;
-                let command = Command::BeginSwitchover { database: DatabaseId(1), to: None, now_ms: 0 };
-                // Refused while another change is under way.
-                let _ = Arc::make_mut(&mut state.map.0).apply(command);
-            }
+            Action::Switchover | Action::Move | Action::GiveUpLost | Action::Cancel => operate(state, action),
             Action::PowerOn(node) => {
                 state.off.remove(&node);
                 self.reopen(state, node);
@@ -441,6 +457,35 @@ impl Writes {
                 replica.standing.started();
                 replica.downstream = Some(route);
             }
+        }
+    }
+}
+
+/// What an operator orders. Refused, it changes nothing, and may be ordered again later.
+fn operate(state: &mut State, action: &Action) {
+    let Some(record) = state.map.database() else { return };
+    let (database, now_ms) = (record.id, 0);
+    let command = match action {
+        Action::Switchover => Command::BeginSwitchover { database, to: None, now_ms },
+        Action::Move => {
+            let last = record.current.voters.last().and_then(|r| record.node_of(*r));
+            let Some(from) = last else { return };
+            Command::BeginMove { database, from, to: SPARE, now_ms }
+        }
+        Action::GiveUpLost => Command::BeginForceRecover { database, candidate: None, now_ms },
+        Action::Cancel => {
+            let Some(operation) = record.operation else { return };
+            Command::CancelOperation { operation, attempt: None, because: None, now_ms }
+        }
+        _ => return,
+    };
+    if Arc::make_mut(&mut state.map.0).apply(command).is_ok() {
+        let spent = &mut state.spent;
+        match action {
+            Action::Switchover => spent.switchovers += 1,
+            Action::Move => spent.moves += 1,
+            Action::GiveUpLost => spent.words += 1,
+            _ => spent.cancels += 1,
         }
     }
 }

@@ -169,7 +169,10 @@ pub struct Spent {
     pub writes: u8,
     pub faults: u8,
     pub takeovers: u8,
-    pub operators: u8,
+    pub switchovers: u8,
+    pub moves: u8,
+    pub words: u8,
+    pub cancels: u8,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
