@@ -129,8 +129,8 @@ pub trait PrimaryTunnels: Send + Sync + 'static {
     );
     /// Who of them may rewind.
     fn admit_rewinds(&self, _database: DatabaseId, _epoch: Epoch, _rewinders: BTreeSet<ReplicaId>) {}
-    /// The voters of which a commit waits for one.
-    fn feed_in_turn(&self, _database: DatabaseId, _voters: &BTreeSet<ReplicaId>) {}
+    /// The voters, for how many of which a commit waits; `settled` while that is not being changed.
+    fn count(&self, _database: DatabaseId, _voters: &BTreeSet<ReplicaId>, _k: usize, _settled: bool) {}
     async fn cut_all(&self, database: DatabaseId);
     /// How far each replica has acknowledged the log to the primary here, in the current reign.
     fn flushes(&self, _database: DatabaseId) -> BTreeMap<ReplicaId, Lsn> {
@@ -299,8 +299,8 @@ impl PrimaryTunnels for Upstreams {
         Upstreams::admit_rewinds(self, database, epoch, rewinders);
     }
 
-    fn feed_in_turn(&self, database: DatabaseId, voters: &BTreeSet<ReplicaId>) {
-        Upstreams::feed_in_turn(self, database, voters);
+    fn count(&self, database: DatabaseId, voters: &BTreeSet<ReplicaId>, k: usize, settled: bool) {
+        Upstreams::count(self, database, voters, k, settled);
     }
 
     async fn cut_all(&self, database: DatabaseId) {

@@ -369,7 +369,8 @@ impl Agent {
         };
         if replica.state().leading.is_some() {
             self.gates().set_rules(replica.database, database.options.reads, database.options.commits);
-            self.0.upstreams.feed_in_turn(replica.database, &in_turn(database));
+            let (current, settled) = (&database.current, database.phase == Phase::Stable);
+            self.0.upstreams.count(replica.database, &current.voters, current.k as usize, settled);
             self.lease_alone(replica);
         }
         match duty {
@@ -453,12 +454,6 @@ impl Agent {
         replica.instance.destroy().await?;
         Ok(Next::Gone)
     }
-}
-
-/// The voters of which a commit waits for one, whichever it is: in a configuration that no change is under way to.
-fn in_turn(database: &Database) -> BTreeSet<ReplicaId> {
-    let settled = database.phase == Phase::Stable && database.previous.is_empty() && database.current.k == 1;
-    if settled { database.current.voters.clone() } else { BTreeSet::new() }
 }
 
 pub(super) enum Next {

@@ -135,7 +135,7 @@ impl Observe for Clerk {
         match (self.purpose, sighting) {
             (_, Sighting::CopyBothBegan) => {}
             (_, Sighting::CopyBothEnded) => self.stop(),
-            (Purpose::Stream, Sighting::Heard { end }) => {
+            (Purpose::Stream, Sighting::Heard { end, .. }) => {
                 self.ledger.heard(end);
                 if !self.streaming {
                     self.streaming = true;
@@ -171,7 +171,7 @@ mod tests {
         let mut clerk = Clerk::new(ledger.clone(), 1, Epoch::new(0, 2, 0), Purpose::Stream);
         clerk.saw(Sighting::CopyBothBegan);
         assert_eq!((ledger.streaming(), ledger.last_heard()), (None, None));
-        clerk.saw(Sighting::Heard { end: Lsn(10) });
+        clerk.saw(Sighting::Heard { end: Lsn(10), shipped: None });
         clerk.saw(Sighting::Flushed { flush: Lsn(7) });
         clerk.saw(Sighting::Flushed { flush: Lsn(5) });
         assert_eq!(ledger.streaming(), Some(Epoch::new(0, 2, 0)));
@@ -187,9 +187,9 @@ mod tests {
     fn a_late_end_of_an_old_stream_does_not_end_the_new_one() {
         let ledger = Arc::new(Ledger::default());
         let mut old = Clerk::new(ledger.clone(), 1, Epoch::new(0, 1, 0), Purpose::Stream);
-        old.saw(Sighting::Heard { end: Lsn(1) });
+        old.saw(Sighting::Heard { end: Lsn(1), shipped: None });
         let mut new = Clerk::new(ledger.clone(), 2, Epoch::new(0, 2, 0), Purpose::Stream);
-        new.saw(Sighting::Heard { end: Lsn(1) });
+        new.saw(Sighting::Heard { end: Lsn(1), shipped: None });
         drop(old);
         assert_eq!(ledger.streaming(), Some(Epoch::new(0, 2, 0)));
     }
@@ -199,7 +199,7 @@ mod tests {
     fn a_base_backup_acknowledges_nothing() {
         let ledger = Arc::new(Ledger::default());
         let mut clerk = Clerk::new(ledger.clone(), 1, Epoch::new(0, 2, 0), Purpose::Copy);
-        clerk.saw(Sighting::Heard { end: Lsn(10) });
+        clerk.saw(Sighting::Heard { end: Lsn(10), shipped: None });
         clerk.saw(Sighting::Flushed { flush: Lsn(7) });
         assert_eq!((ledger.streaming(), ledger.acknowledged()), (None, Lsn(0)));
     }

@@ -23,12 +23,13 @@
 //!
 //! What it never does: keep WAL, reorder, retry a byte, judge who is primary, or speak SQL.
 //!
-//! The pure parts are `scan`, `tap`, `turns`, `startup` and `hello`; `pump` and `relay` move bytes; `leash` cuts;
+//! The pure parts are `scan`, `tap`, `turns`, `hold`, `startup` and `hello`; `pump` and `relay` move bytes; `leash` cuts;
 //! `downstream` with `standby`, and `upstream` with `primary`, are the two ends.
 
 mod buffer;
 mod downstream;
 mod hello;
+mod hold;
 mod leash;
 mod ledger;
 mod primary;

@@ -14,6 +14,8 @@ pub struct Pump {
     /// `start..end` of the buffer was received and not yet sent; `start <= end`.
     start: usize,
     end: usize,
+    /// What was received stays here until it is released.
+    held: bool,
     /// The sink took bytes that it may still hold back.
     unflushed: bool,
     source_ended: bool,
@@ -31,6 +33,8 @@ pub enum PumpError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
     Forward,
+    /// Everything that is here waits for [`Pump::release`]; more is received while there is room.
+    Hold,
     /// They are whole messages that the other side does not need.
     Withhold,
 }
@@ -67,6 +71,14 @@ impl Pump {
         }
     }
 
+    pub fn is_held(&self) -> bool {
+        self.held
+    }
+
+    pub fn release(&mut self) {
+        self.held = false;
+    }
+
     pub fn source_ended(&self) -> bool {
         self.source_ended
     }
@@ -86,7 +98,7 @@ impl Pump {
     ) -> Result<Step, PumpError> {
         let mut step = Step { read: self.receive(cx, source, scan)?, ..Step::default() };
         if let Some(bytes) = &self.buffer {
-            while self.start < self.end {
+            while self.start < self.end && !self.held {
                 match Pin::new(&mut *sink).poll_write(cx, &bytes[self.start..self.end]) {
                     Poll::Ready(Ok(0)) => return Err(PumpError::Sink(io::ErrorKind::WriteZero.into())),
                     Poll::Ready(Ok(n)) => {
@@ -147,9 +159,11 @@ impl Pump {
             Poll::Ready(Ok(())) => {
                 let read = free.filled().len();
                 self.source_ended = read == 0;
-                if scan(free.filled()).map_err(PumpError::Malformed)? == Pass::Forward {
+                let pass = scan(free.filled()).map_err(PumpError::Malformed)?;
+                if pass != Pass::Withhold {
                     self.end += read;
                 }
+                self.held |= pass == Pass::Hold;
                 Ok(read)
             }
             // A source that broke has ended; what it said before is still delivered.

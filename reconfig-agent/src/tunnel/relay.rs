@@ -2,11 +2,10 @@
 //!
 //! This is in the path of every commit, so: no channel and no lock a frame, both directions polled in the same task, bytes
 //! written from where they were read, only heads of messages looked at. No timer either, but for a standby that no
-//! commit waits for (see `turns`). Replication has no half-open connections: when one side ends, what it said is
+//! commit waits for (see `turns` and `hold`). Replication has no half-open connections: when one side ends, what it said is
 //! delivered and the relay ends.
 //!
-//! Room for later: a rate limit, or a position beyond which a learner is held back, would make [`Relay`] stop reading
-//! from the primary's side until it is lifted; the [`Observe`]r sees every position that such a rule needs.
+//! Room for later: a rate limit would make [`Relay`] stop reading from the primary's side until it is lifted.
 
 use super::pump::{Pass, Pump, PumpError, Step};
 use super::scan::Malformed;
@@ -38,6 +37,10 @@ pub trait Observe: Send + Unpin {
     }
     /// What the primary says may wait until then: another standby's acknowledgement comes first.
     fn waits_until(&self) -> Option<Instant> {
+        None
+    }
+    /// What the primary has said so far may not leave before then, when it is asked again.
+    fn holds_until(&mut self) -> Option<Instant> {
         None
     }
     /// So much was read from the primary at once.
@@ -120,6 +123,11 @@ where
             return false;
         }
         let Some(until) = self.observer.waits_until() else { return false };
+        self.sleeps(cx, until)
+    }
+
+    /// Whether it is not `until` yet; it is polled again then.
+    fn sleeps(&mut self, cx: &mut Context<'_>, until: Instant) -> bool {
         let turn = self.turn.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
         if turn.deadline() != until {
             turn.as_mut().reset(until);
@@ -127,7 +135,19 @@ where
         turn.as_mut().poll(cx).is_pending()
     }
 
+    /// Lets go what was held back, if it may leave now. Of a side that has ended, what it said last is delivered.
+    fn look_at_held(&mut self, cx: &mut Context<'_>) {
+        while self.down.is_held() {
+            match self.observer.holds_until().filter(|_| !self.down.source_ended()) {
+                Some(until) if self.sleeps(cx, until) => return,
+                Some(_) => {}
+                None => self.down.release(),
+            }
+        }
+    }
+
     fn round(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        self.look_at_held(cx);
         let waits = self.waits_its_turn(cx);
         let Relay { standby, primary, observer, tap, down, up, traffic, .. } = self;
         let mut began = false;
@@ -138,7 +158,7 @@ where
                     began |= sighting == Sighting::CopyBothBegan;
                     observer.saw(sighting);
                 })?;
-                Ok(Pass::Forward)
+                Ok(if observer.holds_until().is_some() { Pass::Hold } else { Pass::Forward })
             })?;
         }
         if downward.read > 0 {

@@ -23,6 +23,8 @@ pub struct Head<'a> {
     pub kind: u8,
     /// The first bytes of the body: all of it, or [`PEEK_BYTES`].
     pub body: &'a [u8],
+    /// How long the body is.
+    pub length: usize,
 }
 
 /// A length that no message can have: the two ends no longer agree where messages begin.
@@ -62,7 +64,8 @@ impl Scanner {
                 // The usual case: the head lies whole in the buffer, and is read where it is.
                 match head_length(bytes)? {
                     Some((wanted, message)) if bytes.len() >= wanted => {
-                        show(Head { kind: bytes[0], body: &bytes[HEADER_BYTES..wanted] });
+                        let length = message - HEADER_BYTES;
+                        show(Head { kind: bytes[0], body: &bytes[HEADER_BYTES..wanted], length });
                         bytes = &bytes[wanted..];
                         self.skip = message - wanted;
                         continue;
@@ -83,7 +86,8 @@ impl Scanner {
             if let Some((wanted, message)) = head_length(&self.head[..self.held])?
                 && self.held >= wanted
             {
-                show(Head { kind: self.head[0], body: &self.head[HEADER_BYTES..wanted] });
+                let length = message - HEADER_BYTES;
+                show(Head { kind: self.head[0], body: &self.head[HEADER_BYTES..wanted], length });
                 self.skip = message - wanted;
                 self.held = 0;
             }

@@ -1,11 +1,12 @@
 //! What a primary's end of the tunnel knows of one standby: how far it acknowledged the log.
 
+use super::hold::{Hold, Quorum};
 use super::relay::Observe;
 use super::tap::Sighting;
 use super::turns::{Lead, Turns};
 use quorate_model::{Lsn, ReplicaId};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -22,6 +23,7 @@ pub struct Flush {
 pub struct Standby {
     replica: ReplicaId,
     lead: Arc<Lead>,
+    quorum: Weak<Quorum>,
     /// One of several voters of which a commit waits for one.
     takes_turns: AtomicBool,
     flushed: AtomicU64,
@@ -32,10 +34,12 @@ pub struct Standby {
 }
 
 impl Standby {
-    pub fn new(replica: ReplicaId, lead: Arc<Lead>, takes_turns: bool) -> Standby {
+    /// `quorum` is that of the database, which knows its voters.
+    pub fn new(replica: ReplicaId, lead: Arc<Lead>, quorum: &Arc<Quorum>, takes_turns: bool) -> Standby {
         Standby {
             replica,
             lead,
+            quorum: Arc::downgrade(quorum),
             takes_turns: AtomicBool::new(takes_turns),
             flushed: AtomicU64::default(),
             streams: AtomicU32::default(),
@@ -118,11 +122,21 @@ pub struct Sentry {
     pending: Option<Lsn>,
     streaming: bool,
     turns: Turns,
+    /// The end of the log that has come, and whether it waits for the quorum.
+    shipped: Option<Lsn>,
+    hold: Hold,
 }
 
 impl Sentry {
     pub fn new(standby: Option<Arc<Standby>>) -> Sentry {
-        Sentry { standby, pending: None, streaming: false, turns: Turns::default() }
+        Sentry {
+            standby,
+            pending: None,
+            streaming: false,
+            turns: Turns::default(),
+            shipped: None,
+            hold: Hold::default(),
+        }
     }
 
     fn set_streaming(&mut self, streaming: bool) {
@@ -145,7 +159,8 @@ impl Observe for Sentry {
             Sighting::CopyBothBegan => self.set_streaming(true),
             Sighting::CopyBothEnded => self.set_streaming(false),
             Sighting::Flushed { flush } => self.pending = Some(flush),
-            Sighting::Heard { end } => {
+            Sighting::Heard { end, shipped } => {
+                self.shipped = shipped.or(self.shipped);
                 if let Some(standby) = self.standby.as_ref().filter(|s| s.takes_turns()) {
                     standby.lead.fed(standby.replica, end, Instant::now());
                 }
@@ -160,6 +175,15 @@ impl Observe for Sentry {
     fn waits_until(&self) -> Option<Instant> {
         let standby = self.standby.as_ref().filter(|standby| self.streaming && standby.may_wait())?;
         self.turns.until(&standby.lead, Instant::now())
+    }
+
+    fn holds_until(&mut self) -> Option<Instant> {
+        let (standby, shipped) = (self.standby.as_ref()?, self.shipped?);
+        // A voter that takes turns is known to count.
+        if standby.takes_turns() {
+            return None;
+        }
+        self.hold.until(standby.replica, shipped, &*standby.quorum.upgrade()?, Instant::now())
     }
 
     fn took_from_primary(&mut self, bytes: usize) {
@@ -190,7 +214,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_flush_counts_when_it_was_handed_on_and_wakes_who_waits() {
-        let standby = Arc::new(Standby::new(ReplicaId(2), Arc::default(), false));
+        let standby = Arc::new(Standby::new(ReplicaId(2), Arc::default(), &Arc::default(), false));
         let waiting = tokio::spawn({
             let standby = standby.clone();
             async move { standby.reached(Lsn(10)).await }
@@ -208,7 +232,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_retired_standby_is_not_waited_for() {
-        let standby = Standby::new(ReplicaId(2), Arc::default(), false);
+        let standby = Standby::new(ReplicaId(2), Arc::default(), &Arc::default(), false);
         standby.record(Lsn(100));
         standby.retire();
         assert!(!standby.reached(Lsn(1)).await, "a flush of a former reign says nothing");

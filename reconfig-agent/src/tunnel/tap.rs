@@ -26,6 +26,9 @@ pub const KEEPALIVE_REQUEST: [u8; 39] = {
     message
 };
 
+/// What stands before the log in a message of WAL.
+const WAL_HEADER_BYTES: usize = 25;
+
 /// Something a relay saw pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sighting {
@@ -33,8 +36,8 @@ pub enum Sighting {
     CopyBothBegan,
     /// The primary ended copy-both; a command may follow on the same connection.
     CopyBothEnded,
-    /// WAL, or a keepalive; `end` is the end of the primary's flushed log.
-    Heard { end: Lsn },
+    /// WAL, or a keepalive; `end` is the end of the primary's flushed log, and `shipped` of the log in this message.
+    Heard { end: Lsn, shipped: Option<Lsn> },
     /// The standby says how far it wrote its log and flushed it.
     Flushed { flush: Lsn },
 }
@@ -113,12 +116,15 @@ impl Tap {
 }
 
 fn heard(head: Head<'_>) -> Option<Sighting> {
-    let at = match head.body.first()? {
-        b'w' => 9,
-        b'k' => 1,
-        _ => return None,
-    };
-    lsn_at(head.body, at).map(|end| Sighting::Heard { end })
+    match head.body.first()? {
+        b'w' => {
+            let log = head.length.saturating_sub(WAL_HEADER_BYTES) as u64;
+            let shipped = lsn_at(head.body, 1).map(|start| Lsn(start.0.saturating_add(log)));
+            lsn_at(head.body, 9).map(|end| Sighting::Heard { end, shipped })
+        }
+        b'k' => lsn_at(head.body, 1).map(|end| Sighting::Heard { end, shipped: None }),
+        _ => None,
+    }
 }
 
 fn lsn_at(body: &[u8], at: usize) -> Option<Lsn> {
@@ -162,8 +168,8 @@ mod tests {
         .concat();
         let expected = [
             Sighting::CopyBothBegan,
-            Sighting::Heard { end: Lsn(100) },
-            Sighting::Heard { end: Lsn(300) },
+            Sighting::Heard { end: Lsn(100), shipped: None },
+            Sighting::Heard { end: Lsn(300), shipped: Some(Lsn(100 + 70_000)) },
             Sighting::CopyBothEnded,
         ];
         for cut in (0..down.len().min(200)).chain(down.len() - 50..down.len()) {

@@ -5,6 +5,7 @@
 //! only from the replica, for which it was meant.
 
 use super::hello::{Hello, Purpose, Refusal};
+use super::hold::Quorum;
 use super::leash::{Leash, locked};
 use super::primary::serve_primary;
 use super::relay::Relay;
@@ -47,6 +48,10 @@ struct Served {
     lead: Arc<Lead>,
     /// Of these a commit waits for one: those that are not the first to acknowledge may wait for their turns.
     in_turn: BTreeSet<ReplicaId>,
+    /// Of the current reign only.
+    quorum: Arc<Quorum>,
+    /// Who votes, and how many of them a commit waits for.
+    voters: (BTreeSet<ReplicaId>, usize),
     streams: BTreeMap<u64, Stream>,
     serial: u64,
 }
@@ -101,6 +106,8 @@ impl Upstreams {
         if !goes_on {
             served.lead = Arc::default();
             served.in_turn.clear();
+            served.quorum = Arc::default();
+            served.voters = Default::default();
         }
         served.admission = Some(admission);
         tracing::info!(%database, replica = %primary, epoch = %epoch.reign(), "tunnels admitted");
@@ -119,14 +126,22 @@ impl Upstreams {
         }
     }
 
-    /// These are the voters, and a commit waits for one of them: the others may be fed in turns (see `turns`). Of
-    /// nobody, where a commit may need more.
-    pub fn feed_in_turn(&self, database: DatabaseId, voters: &BTreeSet<ReplicaId>) {
+    /// A commit waits for `k` of these voters: whoever is none of them is held back to what so many have (see `hold`).
+    /// `settled`: no change of voters is under way, so where a commit waits for one of them the others may be fed in
+    /// turns (see `turns`).
+    pub fn count(&self, database: DatabaseId, voters: &BTreeSet<ReplicaId>, k: usize, settled: bool) {
         let mut served = locked(&self.served);
-        let Some(served) = served.get_mut(&database).filter(|s| s.in_turn != *voters) else { return };
-        served.in_turn.clone_from(voters);
-        for (replica, standby) in &served.standbys {
-            standby.take_turns(voters.contains(replica));
+        let Some(served) = served.get_mut(&database) else { return };
+        let in_turn = if settled && k == 1 { voters.clone() } else { BTreeSet::new() };
+        if in_turn != served.in_turn {
+            for (replica, standby) in &served.standbys {
+                standby.take_turns(in_turn.contains(replica));
+            }
+            served.in_turn = in_turn;
+        }
+        if (voters, k) != (&served.voters.0, served.voters.1) {
+            served.voters = (voters.clone(), k);
+            served.tell_quorum();
         }
     }
 
@@ -261,8 +276,21 @@ impl Served {
     }
 
     fn standby(&mut self, replica: ReplicaId) -> Arc<Standby> {
-        let new = || Arc::new(Standby::new(replica, self.lead.clone(), self.in_turn.contains(&replica)));
-        self.standbys.entry(replica).or_insert_with(new).clone()
+        if let Some(standby) = self.standbys.get(&replica) {
+            return standby.clone();
+        }
+        let turns = self.in_turn.contains(&replica);
+        let standby = Arc::new(Standby::new(replica, self.lead.clone(), &self.quorum, turns));
+        self.standbys.insert(replica, standby.clone());
+        self.tell_quorum();
+        standby
+    }
+
+    /// The voters that have a stream here, or had one in this reign.
+    fn tell_quorum(&self) {
+        let (voters, k) = &self.voters;
+        let known = self.standbys.iter().filter(|(replica, _)| voters.contains(replica));
+        self.quorum.set(*k, known.map(|(replica, standby)| (*replica, standby.clone())).collect());
     }
 
     /// Cuts the streams that are meant. Under the lock, so that whoever comes next finds them cut, not only gone.
@@ -289,6 +317,7 @@ impl Served {
             }
             !forget
         });
+        self.tell_quorum();
     }
 }
 

@@ -6,6 +6,7 @@ use crate::tunnel::telemetry::{Side, Traffic};
 use quorate_model::Lsn;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -60,7 +61,7 @@ async fn bytes_arrive_as_they_were_sent() {
         for i in 1..60 {
             let length = if i % 10 == 0 { rng.random_range(0..300_000) } else { rng.random_range(0..500) };
             down.extend(wal(i, length, &mut rng));
-            expected.push(Sighting::Heard { end: Lsn(i) });
+            expected.push(Sighting::Heard { end: Lsn(i), shipped: Some(Lsn(length as u64)) });
             up.extend(status(i));
         }
         let pipe = rng.random_range(1..100_000);
@@ -133,6 +134,45 @@ async fn what_may_wait_comes_in_one_piece_when_its_turn_has_come() {
     let length = standby.read(&mut received).await.unwrap();
     assert!(Instant::now() >= turn);
     assert!(received[..length] == pieces.concat(), "{length} bytes at once");
+    drop((standby, primary));
+    relay.await.unwrap();
+}
+
+/// Holds what the primary sent back until a position is reached.
+struct Holds(Arc<AtomicU64>, Option<Lsn>);
+
+impl Observe for Holds {
+    fn saw(&mut self, sighting: Sighting) {
+        if let Sighting::Heard { shipped: Some(shipped), .. } = sighting {
+            self.1 = Some(shipped);
+        }
+    }
+    fn holds_until(&mut self) -> Option<Instant> {
+        let waits = self.1.is_some_and(|end| end.0 > self.0.load(Ordering::SeqCst));
+        waits.then(|| Instant::now() + Duration::from_millis(2))
+    }
+}
+
+#[tokio::test]
+async fn what_is_held_back_passes_whole_when_it_may_and_the_other_direction_meanwhile() {
+    let ((mut standby, standby_end), (mut primary, primary_end)) = (duplex(500_000), duplex(500_000));
+    let reached = Arc::new(AtomicU64::new(0));
+    let holds = Holds(reached.clone(), None);
+    let relay = Relay::new(standby_end, primary_end, holds, &[], Traffic::new(Side::Upstream)).unwrap();
+    let relay = tokio::spawn(relay);
+    let mut rng = StdRng::seed_from_u64(2);
+    // More than one buffer takes.
+    let pieces = [message(b'W', &[0, 0, 0]), wal(1, 100, &mut rng), wal(2, 200_000, &mut rng)].concat();
+    primary.write_all(&pieces).await.unwrap();
+    standby.write_all(&status(1)).await.unwrap();
+    let mut told = vec![0; status(1).len()];
+    primary.read_exact(&mut told).await.unwrap();
+    let mut received = vec![0; pieces.len()];
+    let early = timeout(Duration::from_millis(100), standby.read(&mut received)).await;
+    assert!(early.is_err(), "before it may: {early:?}");
+    reached.store(200_000, Ordering::SeqCst);
+    standby.read_exact(&mut received).await.unwrap();
+    assert!(received == pieces);
     drop((standby, primary));
     relay.await.unwrap();
 }

@@ -53,7 +53,17 @@ impl Nodes {
     }
 
     pub fn downstream(&self, tunnel_dir: &Path, owner: Option<(u32, u32)>) -> Downstream {
-        Downstream::start(DATABASE, STANDBY, tunnel_dir, owner, self.standby_peers.clone()).unwrap()
+        self.downstream_of(STANDBY, tunnel_dir, owner)
+    }
+
+    /// Of another replica on the standby's node.
+    pub fn downstream_of(
+        &self,
+        replica: ReplicaId,
+        tunnel_dir: &Path,
+        owner: Option<(u32, u32)>,
+    ) -> Downstream {
+        Downstream::start(DATABASE, replica, tunnel_dir, owner, self.standby_peers.clone()).unwrap()
     }
 
     pub fn admit(&self, number: u64, socket_dir: &Path, allowed: &[ReplicaId]) {

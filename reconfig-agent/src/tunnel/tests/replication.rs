@@ -3,8 +3,9 @@
 use super::nodes::*;
 use super::postgres::*;
 use crate::tunnel::{Downstream, Flush, Upstreams};
-use quorate_model::Lsn;
-use std::path::PathBuf;
+use quorate_model::{Lsn, ReplicaId};
+use rustix::process::{Pid, Signal, kill_process};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -15,7 +16,7 @@ pub struct Pair {
     pub primary: Instance,
     pub standby: Instance,
     pub tunnel_dir: PathBuf,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Pair {
@@ -43,7 +44,7 @@ impl Pair {
         standby.start().await;
         let mut streaming = downstream.watch();
         streaming.wait_for(|reign_of| *reign_of == Some(reign(1))).await.unwrap();
-        Pair { nodes, downstream, primary, standby, tunnel_dir, _dir: dir }
+        Pair { nodes, downstream, primary, standby, tunnel_dir, dir }
     }
 
     pub async fn wait_for_standby(&self) {
@@ -177,4 +178,68 @@ async fn a_standby_does_not_count_under_a_name_that_it_gave_itself() {
     assert_eq!(pair.primary.ask(names).await.as_deref(), Some("r2 async"));
     pair.wait_for_standby().await;
     commit.await.unwrap();
+}
+
+/// Flushes the log and says so, as a voter's walreceiver does. Dropped, it ends.
+struct Receiver(std::process::Child);
+
+impl Receiver {
+    fn start(pair: &Pair, host: &Path) -> Receiver {
+        let mut receiver = program("pg_receivewal");
+        receiver
+            .args(["--synchronous", "--no-loop", "-S", "r3", "-p", "5432", "-U", "whoever", "-h"])
+            .arg(host);
+        receiver.arg("-D").arg(own_dir(pair.dir.path().join("received")));
+        Receiver(receiver.spawn().unwrap())
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(self.0.id() as i32).unwrap(), signal).unwrap();
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A walsender ships what the primary has flushed to everybody. A learner that got ahead of every voter would be divergent
+/// once the primary is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learner_is_held_back_to_what_a_voter_has() {
+    const VOTER: ReplicaId = ReplicaId(3);
+    let pair = Pair::start().await;
+    let (upstreams, learner) = (&pair.nodes.upstreams, STANDBY);
+    pair.primary.ask("SELECT pg_create_physical_replication_slot('r3', true)").await;
+    pair.nodes.admit(1, &pair.primary.socket_dir, &[learner, VOTER]);
+    let host = pair.dir.path().join("v");
+    let downstream = pair.nodes.downstream_of(VOTER, &host, owner());
+    downstream.attach(route(1));
+    let receiver = Receiver::start(&pair, &host);
+    upstreams.count(DATABASE, &[VOTER].into(), 1, true);
+    let insert = async || {
+        pair.primary.ask("INSERT INTO kept SELECT FROM generate_series(1, 2000)").await;
+        pair.flush_lsn().await
+    };
+    let end = insert().await;
+    for replica in [VOTER, learner] {
+        assert!(upstreams.flushed(DATABASE, replica, end, LONG).await, "{replica} follows");
+    }
+    // Beside a voter that has stopped the learner waits, until that goes on.
+    receiver.signal(Signal::STOP);
+    let end = insert().await;
+    assert!(!upstreams.flushed(DATABASE, learner, end, Duration::from_secs(1)).await, "ahead of every voter");
+    assert!(upstreams.flushes(DATABASE)[&VOTER].streaming);
+    receiver.signal(Signal::CONT);
+    assert!(upstreams.flushed(DATABASE, learner, end, LONG).await);
+    // One that is never going to goes without it: it is what replaces the voter.
+    receiver.signal(Signal::STOP);
+    let end = insert().await;
+    assert!(upstreams.flushed(DATABASE, learner, end, LONG).await, "held back for ever");
+    assert!(upstreams.flushes(DATABASE)[&VOTER].lsn < end);
+    drop(receiver);
+    let end = insert().await;
+    assert!(upstreams.flushed(DATABASE, learner, end, LONG).await, "no voter streams");
 }
