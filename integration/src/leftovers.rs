@@ -2,7 +2,9 @@
 
 use crate::admin::{Admin, ReplicaRow};
 use crate::cluster::{Cluster, Node};
+use crate::sql::expect_sqlstate;
 use crate::{copies, wait};
+use anyhow::Context;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -69,4 +71,18 @@ pub async fn begin(nodes: &[Node], order: &str, key: &str) -> anyhow::Result<Str
         Ok(begun.first().map(|row| row.text("operation")).transpose()?.ok_or("no operation"))
     })
     .await
+}
+
+/// Takes an operation back, and waits until it has ended so.
+pub async fn take_back(admin: &Admin, operation: &str, limit: Duration) -> anyhow::Result<()> {
+    admin.rows(&format!("CANCEL OPERATION {operation}")).await?;
+    ended_cancelled(admin, operation, limit).await
+}
+
+/// Waits for the end of an operation that was cancelled.
+pub async fn ended_cancelled(admin: &Admin, operation: &str, limit: Duration) -> anyhow::Result<()> {
+    let wait = format!("WAIT OPERATION {operation}");
+    let waited = tokio::time::timeout(limit, admin.session.client.simple_query(&wait)).await;
+    let waited = waited.with_context(|| format!("{operation} does not end"))?;
+    expect_sqlstate(waited, "57014", &wait).map(drop)
 }

@@ -5,7 +5,8 @@ use crate::cluster::Cluster;
 use crate::process::{self, Process};
 use anyhow::{Context, ensure};
 use std::path::Path;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Rounds of looking for processes that appeared while others were being signalled.
 const ROUNDS: usize = 20;
@@ -129,6 +130,30 @@ pub fn stop_walreceiver(replica: &ReplicaRow) -> anyhow::Result<Harm> {
     let directory = std::fs::canonicalize(&replica.data_directory)?;
     let receiver = process::of_instance(&directory).into_iter().find(|p| p.command.contains("walreceiver"));
     stop_one(receiver.with_context(|| format!("{} has no walreceiver", replica.replica))?)
+}
+
+/// SIGKILL to the first process of this program that names `directory`, as soon as it is there. Until it is given up.
+pub fn kill_as_it_starts(program: &str, directory: &Path, given_up: &AtomicBool) -> anyhow::Result<Harm> {
+    let directory = directory.to_string_lossy();
+    loop {
+        ensure!(!given_up.load(Ordering::SeqCst), "{program} did not run on {directory}");
+        let is_it = |p: &Process| p.command.contains(program) && p.command.contains(&*directory);
+        let victims: Vec<Process> =
+            process::all().into_iter().filter(|p| p.is_alive() && is_it(p)).take(1).collect();
+        if !victims.is_empty() {
+            let at = Instant::now();
+            process::kill(&victims)?;
+            return Ok(Harm { at, victims });
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// SIGSTOP to what writes a replica's checkpoints.
+pub fn stop_checkpointer(replica: &ReplicaRow) -> anyhow::Result<Harm> {
+    let directory = std::fs::canonicalize(&replica.data_directory)?;
+    let found = process::of_instance(&directory).into_iter().find(|p| p.command.contains("checkpointer"));
+    stop_one(found.with_context(|| format!("{} has no checkpointer", replica.replica))?)
 }
 
 fn stop_one(victim: Process) -> anyhow::Result<Harm> {

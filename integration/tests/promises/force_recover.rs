@@ -39,6 +39,7 @@ fn what_is_lost_is_given_up_only_by_an_operators_word() {
             nemesis::kill_node(cluster, node)?;
         }
         let alive: Vec<Node> = cluster.nodes().iter().filter(|n| !lost.contains(&n.name)).cloned().collect();
+        taken_back(&alive, &force).await?;
         let lost_phase = wait::until("quorum lost", LOST_LIMIT, async || {
             let row = Admin::open(&alive).await?.database(DEMO_DATABASE).await?.row;
             Ok(if row.phase == "quorum lost" { Ok(row) } else { Err(row) })
@@ -92,6 +93,21 @@ fn what_is_lost_is_given_up_only_by_an_operators_word() {
         leftovers::none(cluster).await?;
         events(&admin).await
     });
+}
+
+/// A word that is taken back while it is still being asked who answers gives up nothing.
+async fn taken_back(alive: &[Node], force: &str) -> anyhow::Result<()> {
+    let electing = wait::until("an election", LOST_LIMIT, async || {
+        let row = Admin::open(alive).await?.database(DEMO_DATABASE).await?.row;
+        Ok(if row.phase == "electing" { Ok(row) } else { Err(row) })
+    })
+    .await?;
+    let operation = leftovers::begin(alive, force, "to be taken back").await?;
+    let admin = Admin::open(alive).await?;
+    leftovers::take_back(&admin, &operation, LOST_LIMIT).await?;
+    let row = admin.database(DEMO_DATABASE).await?.row;
+    ensure!(row.epoch == electing.epoch && row.phase != "stable", "something was given up: {row:?}");
+    Ok(())
 }
 
 /// While nobody follows the survivor it reads, and says no to writes; that ends as soon as somebody does.

@@ -4,7 +4,6 @@
 use anyhow::{Context, ensure};
 use quorate_integration::cluster::HEAL_LIMIT;
 use quorate_integration::executor::{self, OPERATION_LIMIT};
-use quorate_integration::sql::expect_sqlstate;
 use quorate_integration::{Admin, Cluster, DEMO_DATABASE, Options, failpoints, leftovers, with_cluster};
 use std::collections::BTreeSet;
 
@@ -90,11 +89,8 @@ async fn cancelled(cluster: &mut Cluster, order: &str, point: Option<&str>) -> a
         failpoints::died(cluster, &leader, point).await.with_context(|| what.clone())?;
         cluster.start_node(&leader.name).await?;
     }
-    let wait = format!("WAIT OPERATION {operation}");
     let admin = Admin::open(&others).await?;
-    let waited = admin.session.client.simple_query(&wait);
-    let waited = tokio::time::timeout(OPERATION_LIMIT, waited).await.with_context(|| what.clone())?;
-    expect_sqlstate(waited, "57014", &what)?;
+    leftovers::ended_cancelled(&admin, &operation, OPERATION_LIMIT).await.with_context(|| what.clone())?;
     let after = cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?;
     leftovers::none(cluster).await.with_context(|| what.clone())?;
     let ids = |v: &quorate_integration::admin::DatabaseView| -> BTreeSet<String> {

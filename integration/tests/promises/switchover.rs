@@ -4,7 +4,9 @@
 use anyhow::ensure;
 use quorate_integration::cluster::HEAL_LIMIT;
 use quorate_integration::ledger::{Plan, Style};
-use quorate_integration::{Cluster, DEMO_DATABASE, Endpoint, Ledger, Options, copies, with_cluster};
+use quorate_integration::{
+    Cluster, DEMO_DATABASE, Endpoint, Ledger, Options, copies, leftovers, nemesis, wait, with_cluster,
+};
 use std::time::{Duration, Instant};
 
 const SWITCH_LIMIT: Duration = Duration::from_secs(30);
@@ -41,8 +43,35 @@ fn clients_do_not_notice_a_switchover() {
         ensure!(verdict.failed.keys().all(|code| code == "40001"), "other than 40001: {:?}", verdict.failed);
         let view = cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?;
         eprintln!("every copy: {}", copies::ledgers_agree(&view).await?);
-        Ok(())
+        taken_back(cluster, &ports).await
     });
+}
+
+/// Until the sessions are frozen it can be taken back, and then nothing has happened.
+async fn taken_back(cluster: &Cluster, ports: &[Endpoint]) -> anyhow::Result<()> {
+    let before = cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?;
+    let ledger = Ledger::begin(Plan::over(ports, 4).styled(&Style::STATELESS)).await?;
+    let stopped = nemesis::stop_checkpointer(before.primary()?)?;
+    let order = format!("SWITCHOVER DATABASE {DEMO_DATABASE}");
+    let operation = leftovers::begin(cluster.nodes(), &order, "to be taken back").await?;
+    let admin = cluster.admin().await?;
+    wait::until("it waits for the checkpoint", SWITCH_LIMIT, async || {
+        let row = leftovers::operation(&admin, &operation).await?;
+        Ok(if row.text("step")?.contains("checkpoint") { Ok(()) } else { Err(row) })
+    })
+    .await?;
+    ledger.progress(100, SWITCH_LIMIT).await?;
+    ensure!(stopped.broken().is_empty(), "the pause did not hold: {:?}", stopped.broken());
+    leftovers::take_back(&admin, &operation, SWITCH_LIMIT).await?;
+    stopped.undo()?;
+    ledger.progress(200, SWITCH_LIMIT).await?;
+    let verdict = ledger.end(&ports[0]).await?;
+    verdict.kept()?;
+    let errors = verdict.failed_count() + verdict.unknown_count() + verdict.dropped.len();
+    ensure!(errors == 0, "clients noticed: {verdict}");
+    let after = cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?;
+    ensure!(after.row.epoch == before.row.epoch, "something happened: {before:?} {after:?}");
+    switch(cluster, false).await
 }
 
 /// To a named node, or to whichever the agent chooses.
