@@ -69,10 +69,16 @@ async fn during<F: Future<Output = anyhow::Result<Said>>>(
     let said = said?;
     eprintln!("{event:?}, {name}: {} after {took:?}", if said.success { "done" } else { "failed" });
     ensure!(took > HEAD_START, "{name} was done before it happened");
-    let first = said.err.lines().find(|line| line.contains(" error: "));
-    let why = first.is_some_and(|line| TOLD.iter().any(|told| line.contains(told)));
+    let why = TOLD.iter().any(|told| first_error(&said.err).contains(told));
     ensure!(said.success || why, "{name}: {}", said.err);
     Ok(said)
+}
+
+/// The first error with its details: of a COPY the server's words stand there.
+fn first_error(said: &str) -> &str {
+    let Some(at) = said.find(" error: ") else { return "" };
+    let rest = &said[at + 1..];
+    &rest[..rest.find(" error: ").unwrap_or(rest.len())]
 }
 
 async fn make(looker: &Session) -> anyhow::Result<()> {
