@@ -2,12 +2,8 @@
 //!
 //! The second server is no copy of the first one: what its log would say of a transaction id is made up by handing out ids
 //! there, and by the horizon that its promotion recorded.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::raw::{RawClient, message};
-use common::*;
+use crate::common::raw::{RawClient, message};
+use crate::common::*;
 use std::time::Duration;
 
 /// The reign in which the first server is primary, as [`Cluster`] begins.

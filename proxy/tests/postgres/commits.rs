@@ -1,9 +1,5 @@
 //! No commit is told as a success that is not on a quorum, whatever a tenant sets, hides, cancels or terminates.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 use quorate_proxy::Commits;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

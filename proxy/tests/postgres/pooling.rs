@@ -1,10 +1,6 @@
 //! What clients of a database see when they share its server connections.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::raw::{RawClient, message, startup};
-use common::*;
+use crate::common::raw::{RawClient, message, startup};
+use crate::common::*;
 use quorate_model::{DatabaseOption, PoolMode};
 use quorate_proxy::ProxyConfig;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,5 +1,4 @@
 //! A real PostgreSQL in a temporary directory, and nodes of a proxy in this process around it.
-#![allow(dead_code, clippy::unwrap_used)]
 
 pub mod raw;
 
@@ -176,10 +175,6 @@ impl Postgres {
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
 
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
-    }
-
     fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
         let _ = rustix::process::kill_process(pid, signal);
@@ -301,7 +296,6 @@ impl Evidence for Witness {
 
 pub struct Node {
     pub gates: Arc<Gates>,
-    pub peers: Arc<Peers>,
     pub proxy: Proxy,
 }
 
@@ -388,7 +382,7 @@ impl Cluster {
                 stop.clone(),
             )
             .unwrap();
-            nodes.push(Node { gates, peers, proxy });
+            nodes.push(Node { gates, proxy });
         }
         let cluster = Cluster { map, database, nodes, stop, witness, _identities: identities };
         cluster.change(Change::Stabilize { lineage: None });

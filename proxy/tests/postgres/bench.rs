@@ -1,9 +1,5 @@
 //! A report, not a test: `cargo test --release -p quorate-proxy --test bench -- --ignored --nocapture`.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 use std::process::Command as Process;
 
 fn pgbench(args: &[&str], host: &str, port: u16, user: &str) -> f64 {

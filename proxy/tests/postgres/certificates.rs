@@ -1,9 +1,5 @@
 //! Clients that show certificates, as libpq does: psql through the proxy.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 use quorate_model::{ClientAuth, NodeId, ServerOption};
 use quorate_transport::authority::Authority;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};

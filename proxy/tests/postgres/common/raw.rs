@@ -1,5 +1,4 @@
 //! A client that says and sees every byte.
-#![allow(dead_code, clippy::unwrap_used)]
 
 use super::{Cluster, Postgres, soon};
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};

@@ -1,9 +1,5 @@
 //! Databases whose results are confirmed by voters instead of leased.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 use quorate_proxy::Reads;
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -1,10 +1,6 @@
 //! Logins, protocols and cancels, through either node.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
+use crate::common::*;
 use bytes::Bytes;
-use common::*;
 use futures::{SinkExt, TryStreamExt};
 use std::time::Duration;
 use tokio_postgres::NoTls;
@@ -150,7 +146,7 @@ async fn a_login_waits_until_the_gate_opens_and_not_for_ever() {
 /// Protocol 3.2, and what is newer than what is spoken.
 #[tokio::test(flavor = "multi_thread")]
 async fn versions_are_negotiated_and_long_keys_cancel() {
-    use common::raw::{RawClient, startup};
+    use crate::common::raw::{RawClient, startup};
     use quorate_proxy::wire::startup::cancel_request;
     use tokio::io::AsyncWriteExt;
     let postgres = Postgres::start().await;
@@ -195,7 +191,7 @@ async fn versions_are_negotiated_and_long_keys_cancel() {
 /// TLS without asking first, and routing by the host name in it.
 #[tokio::test(flavor = "multi_thread")]
 async fn direct_tls_needs_its_protocol_named() {
-    use common::raw::{RawClient, startup};
+    use crate::common::raw::{RawClient, startup};
     use quorate_transport::authority::Authority;
     use rustls_pki_types::ServerName;
     use rustls_pki_types::pem::PemObject;
@@ -239,7 +235,7 @@ async fn direct_tls_needs_its_protocol_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_offered_is_refused_with_a_reason() {
-    use common::raw::{RawClient, startup};
+    use crate::common::raw::{RawClient, startup};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let postgres = Postgres::start().await;
     let cluster = Cluster::start().await;

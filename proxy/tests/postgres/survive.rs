@@ -1,10 +1,6 @@
 //! What sessions see when their server is lost, moved or held.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::raw::{RawClient, message};
-use common::*;
+use crate::common::raw::{RawClient, message};
+use crate::common::*;
 use quorate_model::{DatabaseOption, GateReport, PoolMode};
 use std::time::{Duration, Instant};
 use tokio_postgres::error::SqlState;

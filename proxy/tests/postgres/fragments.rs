@@ -1,10 +1,6 @@
 //! Streams of real sessions, cut anywhere: the proxy's answers are those of Postgres, byte for byte.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::raw::{RawClient, message};
-use common::*;
+use crate::common::raw::{RawClient, message};
+use crate::common::*;
 use quorate_model::{DatabaseOption, PoolMode};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
