@@ -82,6 +82,9 @@ pub struct Timings {
     pub lease_ms: u64,
     /// How long a switchover waits for open transactions, milliseconds.
     pub drain_ms: u64,
+    /// How long the relay of a session that works alone looks for the next message before it sleeps, microseconds: round
+    /// trips are shorter by two wake-ups, for time of a processor that is idle otherwise. 0: it sleeps at once.
+    pub busy_poll_us: u64,
 }
 
 impl Default for Timings {
@@ -93,6 +96,7 @@ impl Default for Timings {
             suspect_after_ms: 300,
             lease_ms: 400,
             drain_ms: 1_000,
+            busy_poll_us: 200,
         }
     }
 }
@@ -184,6 +188,7 @@ impl Config {
         require((100..=400).contains(&t.lease_ms), "timings.lease_ms: must be between 100 and 400");
         require(t.suspect_after_ms >= 100, "timings.suspect_after_ms: must be 100 or more");
         require(t.hold_s <= 600, "timings.hold_s: must be 600 or less");
+        require(t.busy_poll_us <= 1_000, "timings.busy_poll_us: must be 1000 or less");
         require(
             t.replace_after_s * 1000 > t.shrink_after_ms,
             "timings.replace_after_s: must be longer than shrink_after_ms",

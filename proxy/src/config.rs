@@ -21,6 +21,8 @@ pub struct ProxyConfig {
     pub logins_per_second: u32,
     /// Server connections that clients of databases in transaction mode share, on this node.
     pub max_pooled: usize,
+    /// How long the relay of a session that works alone looks for the next message before it sleeps.
+    pub busy_poll: Duration,
     /// Without it, TLS is not offered.
     pub tls: Option<Arc<ClientTls>>,
 }
@@ -36,6 +38,7 @@ impl ProxyConfig {
             max_held_bytes: 256 * 1024 * 1024,
             logins_per_second: 1_000,
             max_pooled: 1_000,
+            busy_poll: Duration::from_micros(200),
             tls: None,
         }
     }

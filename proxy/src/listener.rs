@@ -6,6 +6,7 @@ use crate::gate::Gates;
 use crate::gate::audit;
 use crate::gate::serve::GateServer;
 use crate::pool::{PoolRow, SWEEP_EVERY, set_worker};
+use crate::relay::busy_poll;
 use crate::rpc::ProxyService;
 use crate::session::hello::end;
 use crate::session::login::serve;
@@ -72,6 +73,7 @@ impl Proxy {
             let thread = std::thread::Builder::new().name(format!("proxy-{number}"));
             threads.push(thread.spawn(move || {
                 set_worker(number);
+                busy_poll::begin_worker(number, shared.config.busy_poll);
                 runtime.block_on(work(shared, listener, number == 0));
                 runtime.shutdown_background();
             })?);

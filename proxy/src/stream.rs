@@ -1,7 +1,10 @@
 //! The four kinds of byte streams that a session is made of.
 
 use quorate_transport::{LocalStream, PeerStream};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -25,8 +28,43 @@ impl Stream {
         matches!(self, Stream::Tls(_) | Stream::Peer(_))
     }
 
+    /// Reads what the kernel has, without asking the runtime, which hears of it later and finds nothing. What is
+    /// encrypted is not read.
+    pub fn read_now(&self, buffer: &mut [u8]) -> Now {
+        let is_silent = match self {
+            Stream::Tcp(s) => return Now::read(s, buffer),
+            Stream::Unix(s) => return Now::read(s, buffer),
+            Stream::Tls(s) => quorate_transport::is_silent(s.get_ref().0),
+            Stream::Peer(s) => s.is_silent(),
+        };
+        if is_silent { Now::Nothing } else { Now::Something }
+    }
+
     pub fn is_peer(&self) -> bool {
         matches!(self, Stream::Peer(_))
+    }
+}
+
+/// What a stream has at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Now {
+    Nothing,
+    /// Bytes, an end or an error: to be read in the usual way.
+    Something,
+    /// So many bytes, which were read.
+    Read(usize),
+}
+
+impl Now {
+    fn read(socket: impl AsFd, buffer: &mut [u8]) -> Now {
+        match recv(socket, &mut *buffer, RecvFlags::DONTWAIT) {
+            Ok((bytes, _)) if bytes > 0 => Now::Read(bytes),
+            // An end is told again.
+            Ok(_) => Now::Something,
+            Err(Errno::WOULDBLOCK | Errno::INTR) => Now::Nothing,
+            // An error is not.
+            Err(_) => Now::Something,
+        }
     }
 }
 

@@ -40,7 +40,7 @@ pub use frame::{MAX_FRAME_BYTES, decode, encode, read_frame, write_frame};
 pub use handler::{CallError, Fault, Handler, Service, StreamHandler, StreamKind};
 pub use identity::{Identity, IdentityError};
 pub use link::MAX_CALLS_IN_FLIGHT;
-pub use local::LocalStream;
+pub use local::{LocalStream, is_silent};
 pub use network::PeerNetwork;
 pub use peers::Peers;
 pub use server::MAX_CONNECTIONS;

@@ -5,8 +5,11 @@
 //! message that Postgres takes would wake its relay once for nothing, in the middle of the query or commit that is being
 //! waited for. TCP tells of it only after a write had to wait. Here too: writable is asked for only then.
 
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -35,6 +38,12 @@ impl TryFrom<tokio::net::UnixStream> for LocalStream {
     }
 }
 
+impl AsFd for LocalStream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.get_ref().as_fd()
+    }
+}
+
 impl LocalStream {
     /// The same, of the runtime that this is called in.
     pub fn moved(self) -> io::Result<LocalStream> {
@@ -44,10 +53,14 @@ impl LocalStream {
 
     /// Whether there is nothing to be read, not even an end. Asked of the kernel.
     pub fn is_silent(&self) -> bool {
-        use rustix::net::{RecvFlags, recv};
-        let peeked = recv(self.stream.get_ref(), &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
-        matches!(peeked, Err(rustix::io::Errno::WOULDBLOCK))
+        is_silent(self.stream.get_ref())
     }
+}
+
+/// Whether there is nothing to be read from a socket, not even an end. Asked of the kernel.
+pub fn is_silent(socket: impl AsFd) -> bool {
+    let peeked = recv(socket, &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+    matches!(peeked, Err(Errno::WOULDBLOCK))
 }
 
 fn watch(stream: UnixStream, interest: Interest) -> io::Result<AsyncFd<UnixStream>> {
@@ -121,7 +134,7 @@ impl AsyncWrite for LocalStream {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::os::fd::{AsFd, AsRawFd};
+    use std::os::fd::AsRawFd;
     use std::os::unix::fs::MetadataExt;
     use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

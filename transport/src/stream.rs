@@ -1,6 +1,7 @@
 //! A private byte stream between two nodes.
 
 use crate::ahead::ReadAhead;
+use crate::local::is_silent;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -13,6 +14,13 @@ use tokio_rustls::TlsStream;
 /// the window closed for as long as it likes, and Linux would count that as a dead peer. Whoever owns the
 /// stream decides when the other side has been silent for too long.
 pub struct PeerStream(pub(crate) TlsStream<ReadAhead>);
+
+impl PeerStream {
+    /// Whether the kernel has nothing from the other node, not even an end.
+    pub fn is_silent(&self) -> bool {
+        is_silent(self.0.get_ref().0.tcp())
+    }
+}
 
 impl AsyncRead for PeerStream {
     fn poll_read(

@@ -50,6 +50,7 @@ pub struct Plan {
     pub suspect_after: Duration,
     pub lease: Duration,
     pub hold: Duration,
+    pub busy_poll: Duration,
     pub limits: Limits,
     pub max_sessions_node: u32,
     pub max_sessions_server: u32,
@@ -123,6 +124,7 @@ pub async fn start(plan: Plan, stop: CancellationToken) -> anyhow::Result<App> {
             hold: plan.hold,
             logins_per_second: plan.logins_per_second,
             max_pooled: plan.max_pooled,
+            busy_poll: plan.busy_poll,
             ..ProxyConfig::new(node, plan.client_listen)
         },
         map.watch(),

@@ -118,6 +118,7 @@ fn plan(config: &Config) -> anyhow::Result<Plan> {
         suspect_after: Duration::from_millis(timings.suspect_after_ms),
         lease: Duration::from_millis(timings.lease_ms),
         hold: Duration::from_secs(timings.hold_s),
+        busy_poll: Duration::from_micros(timings.busy_poll_us),
         limits: Limits {
             max_connections: config.limits.max_connections,
             shared_buffers_mib: config.limits.shared_buffers_mib,

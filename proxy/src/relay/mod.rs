@@ -8,6 +8,7 @@
 //! allocates nothing for a message. Everything unusual is an [`Event`] for the session's own code.
 
 mod abort;
+pub mod busy_poll;
 pub mod down;
 mod inquire;
 mod up;
@@ -17,7 +18,7 @@ use crate::gate::pass::Pass;
 use crate::gate::slot::{Activity, Backend, Slot};
 use crate::guard::StreamedText;
 use crate::session::params::Params;
-use crate::stream::Stream;
+use crate::stream::{Now, Stream};
 use crate::wire::control::Control;
 use crate::wire::egress::Egress;
 use crate::wire::inquiry::Inquiry;
@@ -25,6 +26,7 @@ use crate::wire::lane::Lane;
 use crate::wire::naming::Naming;
 use crate::wire::tracker::Tracker;
 pub use abort::Abort;
+use busy_poll::{BusyPoll, For, Look};
 use quorate_model::{DatabaseId, NodeId};
 use std::future::poll_fn;
 use std::io;
@@ -175,6 +177,7 @@ pub struct Relay {
     client_ended: bool,
     stop_up: Option<Event>,
     stop_down: Option<Event>,
+    busy_poll: BusyPoll,
 }
 
 enum Step {
@@ -219,6 +222,7 @@ impl Relay {
             client_ended: false,
             stop_up: None,
             stop_down: None,
+            busy_poll: BusyPoll::default(),
         }
     }
 
@@ -313,21 +317,65 @@ impl Relay {
             self.seen_signals = signals;
             return Poll::Ready(Event::Signal);
         }
+        let mut moved = false;
         loop {
-            let down = self.poll_down(cx);
-            if let Step::Event(event) = down {
-                return Poll::Ready(event);
+            match self.poll_down(cx) {
+                Step::Event(event) => return Poll::Ready(event),
+                Step::Moved => moved = true,
+                Step::Stuck => {}
             }
             match self.poll_up(cx) {
                 Step::Event(event) => return Poll::Ready(event),
-                Step::Moved => self.note_activity(),
+                Step::Moved => {
+                    moved = true;
+                    self.note_activity();
+                }
                 Step::Stuck if self.poll_inquire(cx) => {}
                 Step::Stuck => {
                     self.note_activity();
-                    return Poll::Pending;
+                    match if moved { self.look() } else { Look::Nothing } {
+                        Look::Read => {}
+                        Look::Nothing => return Poll::Pending,
+                        Look::Come => {
+                            // Woken again once the runtime has looked at all sockets of this thread, this one too.
+                            let _ = std::pin::pin!(tokio::task::yield_now()).poll(cx);
+                            return Poll::Pending;
+                        }
+                    }
                 }
             }
         }
+    }
+
+    /// Looks for a moment whether something comes.
+    #[inline]
+    fn look(&mut self) -> Look {
+        let (session, signals) = (self.number(), self.seen_signals);
+        let Relay { client, server, tracker, up, down, slot, busy_poll, .. } = self;
+        let Some(server) = server else { return Look::Nothing };
+        let (waits_for, stream, lane) = match tracker.is_quiet() {
+            true => (For::Client, client, up),
+            false => (For::Server, &mut server.stream, down),
+        };
+        if !lane.has_space() {
+            return Look::Nothing;
+        }
+        let seen = busy_poll.sees(session, waits_for, || match stream.read_now(lane.space()) {
+            _ if slot.signals() != signals => Look::Come,
+            Now::Nothing => Look::Nothing,
+            Now::Something => Look::Come,
+            Now::Read(bytes) => {
+                lane.fill(bytes);
+                Look::Read
+            }
+        });
+        lane.release_if_empty();
+        seen
+    }
+
+    /// No other living session has it.
+    fn number(&self) -> usize {
+        Arc::as_ptr(&self.slot).addr()
     }
 
     /// Lets cancel requests know whether there is something to cancel.
@@ -337,6 +385,9 @@ impl Relay {
         if activity != self.seen_activity {
             self.seen_activity = activity;
             self.slot.set_activity(activity);
+            if activity.is_busy() {
+                busy_poll::begins_request(self.number());
+            }
         }
     }
 
