@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -31,13 +31,18 @@ pub struct Options {
     pub links: bool,
     /// Whether its daemons may be told to die at a step: see [`crate::failpoints`].
     pub failpoints: bool,
+    /// Whether the daemons run as an ordinary user when the tests run as root; otherwise they run as whoever tests.
+    pub ordinary: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { nodes: 4, links: false, failpoints: false }
+        Options { nodes: 4, links: false, failpoints: false, ordinary: false }
     }
 }
+
+/// `nobody`, by number everywhere.
+const ORDINARY: u32 = 65534;
 
 /// A node as `demo.json` names it.
 #[derive(Clone, Debug)]
@@ -60,9 +65,20 @@ impl Node {
     }
 }
 
+/// Gives the directory to the ordinary user, with the daemon in it: the build may be where only root can go.
+fn lend(directory: &Path, binary: &Path) -> anyhow::Result<PathBuf> {
+    let copy = directory.join("quorate");
+    std::fs::copy(binary, &copy).with_context(|| format!("copying {}", binary.display()))?;
+    chown(directory, Some(ORDINARY), Some(ORDINARY))?;
+    Ok(copy)
+}
+
 pub struct Cluster {
     /// What a test may look at; `demo` in it is the demo's own directory.
     directory: PathBuf,
+    binary: PathBuf,
+    /// The user of the daemons, where it is another.
+    user: Option<u32>,
     base_port: u16,
     options: Options,
     demo: Option<Child>,
@@ -82,9 +98,14 @@ impl Cluster {
         let directory =
             tempfile::Builder::new().prefix("q-").tempdir_in("/tmp").context("a directory in /tmp")?.keep();
         std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755))?;
+        let as_other = options.ordinary && rustix::process::geteuid().is_root();
+        let binary = binaries::quorate()?;
+        let binary = if as_other { lend(&directory, &binary)? } else { binary };
         let mut cluster = Cluster {
             base_port: ports::free_base(options.nodes)?,
             directory,
+            binary,
+            user: as_other.then_some(ORDINARY),
             options,
             demo: None,
             restarted: BTreeMap::new(),
@@ -172,7 +193,10 @@ impl Cluster {
     }
 
     fn quorate(&self) -> anyhow::Result<Command> {
-        let mut command = Command::new(binaries::quorate()?);
+        let mut command = Command::new(&self.binary);
+        if let Some(user) = self.user {
+            command.uid(user).gid(user).env("HOME", &self.directory);
+        }
         if self.options.failpoints {
             command.env("FAILPOINTS", "");
         }

@@ -21,6 +21,7 @@ mod lose_node;
 mod lose_postmaster;
 mod moves;
 mod operations;
+mod ordinary_user;
 mod outcomes;
 mod pause_node;
 mod reach;
