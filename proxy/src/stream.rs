@@ -28,16 +28,25 @@ impl Stream {
         matches!(self, Stream::Tls(_) | Stream::Peer(_))
     }
 
+    /// Whether the kernel has nothing from the other side, not even an end.
+    pub fn is_silent(&self) -> bool {
+        match self {
+            Stream::Tcp(s) => quorate_transport::is_silent(s),
+            Stream::Tls(s) => quorate_transport::is_silent(s.get_ref().0),
+            Stream::Unix(s) => s.is_silent(),
+            Stream::Peer(s) => s.is_silent(),
+        }
+    }
+
     /// Reads what the kernel has, without asking the runtime, which hears of it later and finds nothing. What is
     /// encrypted is not read.
     pub fn read_now(&self, buffer: &mut [u8]) -> Now {
-        let is_silent = match self {
-            Stream::Tcp(s) => return Now::read(s, buffer),
-            Stream::Unix(s) => return Now::read(s, buffer),
-            Stream::Tls(s) => quorate_transport::is_silent(s.get_ref().0),
-            Stream::Peer(s) => s.is_silent(),
-        };
-        if is_silent { Now::Nothing } else { Now::Something }
+        match self {
+            Stream::Tcp(s) => Now::read(s, buffer),
+            Stream::Unix(s) => Now::read(s, buffer),
+            Stream::Tls(_) | Stream::Peer(_) if self.is_silent() => Now::Nothing,
+            Stream::Tls(_) | Stream::Peer(_) => Now::Something,
+        }
     }
 
     pub fn is_peer(&self) -> bool {

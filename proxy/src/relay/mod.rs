@@ -353,22 +353,15 @@ impl Relay {
         let (session, signals) = (self.number(), self.seen_signals);
         let Relay { client, server, tracker, up, down, slot, busy_poll, .. } = self;
         let Some(server) = server else { return Look::Nothing };
-        let (waits_for, stream, lane) = match tracker.is_quiet() {
-            true => (For::Client, client, up),
-            false => (For::Server, &mut server.stream, down),
+        let (waits_for, stream, other, lane) = match tracker.is_quiet() {
+            true => (For::Client, &*client, &server.stream, up),
+            false => (For::Server, &server.stream, &*client, down),
         };
         if !lane.has_space() {
             return Look::Nothing;
         }
-        let seen = busy_poll.sees(session, waits_for, || match stream.read_now(lane.space()) {
-            _ if slot.signals() != signals => Look::Come,
-            Now::Nothing => Look::Nothing,
-            Now::Something => Look::Come,
-            Now::Read(bytes) => {
-                lane.fill(bytes);
-                Look::Read
-            }
-        });
+        let interrupted = || slot.signals() != signals || !other.is_silent();
+        let seen = busy_poll.sees(session, waits_for, || look_once(stream, lane, interrupted));
         lane.release_if_empty();
         seen
     }
@@ -445,6 +438,22 @@ impl Relay {
             }
         }
         Poll::Ready(true)
+    }
+}
+
+/// Reads what has come, unless there is something else to be done first. What is read is in the lane.
+fn look_once(stream: &Stream, lane: &mut Lane, interrupted: impl Fn() -> bool) -> Look {
+    // Asked before, not after: what was read must not be forgotten.
+    if interrupted() {
+        return Look::Come;
+    }
+    match stream.read_now(lane.space()) {
+        Now::Nothing => Look::Nothing,
+        Now::Something => Look::Come,
+        Now::Read(bytes) => {
+            lane.fill(bytes);
+            Look::Read
+        }
     }
 }
 

@@ -40,3 +40,18 @@ async fn nothing_begins_while_a_cancel_is_on_its_way() {
     assert_eq!(got, QUERY);
     running.abort();
 }
+
+#[tokio::test]
+async fn what_comes_while_there_is_something_else_to_do_is_not_lost() {
+    let (mut relay, mut client, _server) = relay().await;
+    client.write_all(QUERY).await.unwrap();
+    while relay.client.is_silent() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(look_once(&relay.client, &mut relay.up, || true), Look::Come);
+    assert!(!relay.up.has_unjudged());
+    assert_eq!(look_once(&relay.client, &mut relay.up, || false), Look::Read);
+    assert_eq!(relay.up.unjudged(), QUERY);
+    assert_eq!(look_once(&relay.client, &mut relay.up, || false), Look::Nothing);
+    assert_eq!(relay.up.unjudged(), QUERY);
+}
