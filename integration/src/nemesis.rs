@@ -5,7 +5,6 @@ use crate::cluster::Cluster;
 use crate::process::{self, Process};
 use anyhow::{Context, ensure};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Rounds of looking for processes that appeared while others were being signalled.
@@ -132,11 +131,11 @@ pub fn stop_walreceiver(replica: &ReplicaRow) -> anyhow::Result<Harm> {
     stop_one(receiver.with_context(|| format!("{} has no walreceiver", replica.replica))?)
 }
 
-/// SIGKILL to the first process of this program that names `directory`, as soon as it is there. Until it is given up.
-pub fn kill_as_it_starts(program: &str, directory: &Path, given_up: &AtomicBool) -> anyhow::Result<Harm> {
-    let directory = directory.to_string_lossy();
+/// SIGKILL to the first process of this program that names `directory`, as soon as it is there, within `limit`. Blocks.
+pub fn kill_as_it_starts(program: &str, directory: &Path, limit: Duration) -> anyhow::Result<Harm> {
+    let (directory, began) = (directory.to_string_lossy(), Instant::now());
     loop {
-        ensure!(!given_up.load(Ordering::SeqCst), "{program} did not run on {directory}");
+        ensure!(began.elapsed() < limit, "{program} did not run on {directory} within {limit:?}");
         let is_it = |p: &Process| p.command.contains(program) && p.command.contains(&*directory);
         let victims: Vec<Process> =
             process::all().into_iter().filter(|p| p.is_alive() && is_it(p)).take(1).collect();
