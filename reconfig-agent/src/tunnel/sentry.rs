@@ -122,7 +122,7 @@ pub struct Sentry {
     pending: Option<Lsn>,
     streaming: bool,
     turns: Turns,
-    /// The end of the log that has come, and whether it waits for the quorum.
+    /// The end of the log that has come from the primary.
     shipped: Option<Lsn>,
     hold: Hold,
 }

@@ -46,14 +46,27 @@ struct Served {
     standbys: BTreeMap<ReplicaId, Arc<Standby>>,
     /// Of the current reign only.
     lead: Arc<Lead>,
-    /// Of these a commit waits for one: those that are not the first to acknowledge may wait for their turns.
-    in_turn: BTreeSet<ReplicaId>,
     /// Of the current reign only.
     quorum: Arc<Quorum>,
-    /// Who votes, and how many of them a commit waits for.
-    voters: (BTreeSet<ReplicaId>, usize),
+    voting: Voting,
     streams: BTreeMap<u64, Stream>,
     serial: u64,
+}
+
+/// For whom a commit waits.
+#[derive(Default, PartialEq, Eq)]
+struct Voting {
+    voters: BTreeSet<ReplicaId>,
+    k: usize,
+    /// No change of them is under way.
+    settled: bool,
+}
+
+impl Voting {
+    /// A commit waits for this one or another: it may wait for its turn when it is not the first to acknowledge.
+    fn takes_turns(&self, replica: ReplicaId) -> bool {
+        self.settled && self.k == 1 && self.voters.contains(&replica)
+    }
 }
 
 struct Stream {
@@ -105,9 +118,8 @@ impl Upstreams {
         served.rewinders.retain(|replica| goes_on && admission.allowed.contains(replica));
         if !goes_on {
             served.lead = Arc::default();
-            served.in_turn.clear();
             served.quorum = Arc::default();
-            served.voters = Default::default();
+            served.voting = Voting::default();
         }
         served.admission = Some(admission);
         tracing::info!(%database, replica = %primary, epoch = %epoch.reign(), "tunnels admitted");
@@ -132,15 +144,12 @@ impl Upstreams {
     pub fn count(&self, database: DatabaseId, voters: &BTreeSet<ReplicaId>, k: usize, settled: bool) {
         let mut served = locked(&self.served);
         let Some(served) = served.get_mut(&database) else { return };
-        let in_turn = if settled && k == 1 { voters.clone() } else { BTreeSet::new() };
-        if in_turn != served.in_turn {
+        let voting = Voting { voters: voters.clone(), k, settled };
+        if voting != served.voting {
             for (replica, standby) in &served.standbys {
-                standby.take_turns(in_turn.contains(replica));
+                standby.take_turns(voting.takes_turns(*replica));
             }
-            served.in_turn = in_turn;
-        }
-        if (voters, k) != (&served.voters.0, served.voters.1) {
-            served.voters = (voters.clone(), k);
+            served.voting = voting;
             served.tell_quorum();
         }
     }
@@ -279,7 +288,7 @@ impl Served {
         if let Some(standby) = self.standbys.get(&replica) {
             return standby.clone();
         }
-        let turns = self.in_turn.contains(&replica);
+        let turns = self.voting.takes_turns(replica);
         let standby = Arc::new(Standby::new(replica, self.lead.clone(), &self.quorum, turns));
         self.standbys.insert(replica, standby.clone());
         self.tell_quorum();
@@ -288,7 +297,7 @@ impl Served {
 
     /// The voters that have a stream here, or had one in this reign.
     fn tell_quorum(&self) {
-        let (voters, k) = &self.voters;
+        let Voting { voters, k, .. } = &self.voting;
         let known = self.standbys.iter().filter(|(replica, _)| voters.contains(replica));
         self.quorum.set(*k, known.map(|(replica, standby)| (*replica, standby.clone())).collect());
     }

@@ -193,8 +193,14 @@ impl Receiver {
         Receiver(receiver.spawn().unwrap())
     }
 
-    fn signal(&self, signal: Signal) {
+    /// Stops it, or lets it go on, and waits until it has.
+    async fn signal(&self, signal: Signal) {
         kill_process(Pid::from_raw(self.0.id() as i32).unwrap(), signal).unwrap();
+        eventually("it heard the signal", async || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
+            stat.contains(") T ") == (signal == Signal::STOP)
+        })
+        .await;
     }
 }
 
@@ -228,14 +234,14 @@ async fn a_learner_is_held_back_to_what_a_voter_has() {
         assert!(upstreams.flushed(DATABASE, replica, end, LONG).await, "{replica} follows");
     }
     // Beside a voter that has stopped the learner waits, until that goes on.
-    receiver.signal(Signal::STOP);
+    receiver.signal(Signal::STOP).await;
     let end = insert().await;
     assert!(!upstreams.flushed(DATABASE, learner, end, Duration::from_secs(1)).await, "ahead of every voter");
     assert!(upstreams.flushes(DATABASE)[&VOTER].streaming);
-    receiver.signal(Signal::CONT);
+    receiver.signal(Signal::CONT).await;
     assert!(upstreams.flushed(DATABASE, learner, end, LONG).await);
     // One that is never going to goes without it: it is what replaces the voter.
-    receiver.signal(Signal::STOP);
+    receiver.signal(Signal::STOP).await;
     let end = insert().await;
     assert!(upstreams.flushed(DATABASE, learner, end, LONG).await, "held back for ever");
     assert!(upstreams.flushes(DATABASE)[&VOTER].lsn < end);
