@@ -154,7 +154,7 @@ impl Cluster {
         ensure!(self.demo.is_none(), "the demo runs already");
         self.starts += 1;
         let log = self.directory.join(format!("demo-{}.out", self.starts));
-        let mut command = self.demo_command()?;
+        let mut command = self.demo_command(&self.demo_dir())?;
         command.args(words);
         self.demo = Some(spawn(command, &log)?);
         let started = Instant::now();
@@ -176,19 +176,19 @@ impl Cluster {
         self.read_demo_file()
     }
 
-    fn demo_command(&self) -> anyhow::Result<Command> {
+    fn demo_command(&self, directory: &Path) -> anyhow::Result<Command> {
         let mut command = self.quorate()?;
         command.args(["demo", "--nodes", &self.options.nodes.to_string()]);
         command.args(["--base-port", &self.base_port.to_string()]);
-        command.arg("--dir").arg(self.demo_dir());
+        command.arg("--dir").arg(directory);
         Ok(command)
     }
 
-    /// What a second demo on this cluster's directory says before it gives up, which it must within `limit`.
-    pub async fn second_demo(&self, limit: Duration) -> anyhow::Result<String> {
-        let command = self.demo_command()?;
+    /// What a demo in this directory says before it gives up, which it must within `limit`.
+    pub async fn refused_demo(&self, directory: &Path, limit: Duration) -> anyhow::Result<String> {
+        let command = self.demo_command(directory)?;
         let said = crate::driver::run(command.into(), "", limit).await?;
-        ensure!(!said.success, "a second demo runs beside the first");
+        ensure!(!said.success, "a demo runs in {}", directory.display());
         Ok(said.err)
     }
 

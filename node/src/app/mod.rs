@@ -78,6 +78,8 @@ pub async fn start(plan: Plan, stop: CancellationToken) -> anyhow::Result<App> {
     let replicas_dir = plan.data_dir.join("replicas");
     std::fs::create_dir_all(&replicas_dir)?;
     std::fs::create_dir_all(&plan.run_dir)?;
+    user.check_reaches(&replicas_dir)?;
+    user.check_reaches(&plan.run_dir)?;
 
     let peers = Peers::new(identity, plan.peers.clone());
     let listener = TcpListener::bind(plan.peer_listen).await?;

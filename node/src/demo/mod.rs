@@ -9,6 +9,7 @@ use clap::Args;
 use layout::Layout;
 use nodes::Nodes;
 pub use nodes::pid_line;
+use quorate_reconfig_agent::instance::OsUser;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
@@ -41,6 +42,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     let layout = Layout::prepare(&directory, options.nodes, options.base_port, options.fresh)
         .with_context(|| format!("the demo cannot be laid out in {}", directory.display()))?;
+    OsUser::for_instances()?.check_reaches(&directory)?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     layout.forget_json()?;

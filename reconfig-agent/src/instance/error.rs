@@ -9,7 +9,7 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 pub enum InstanceError {
     #[error(
-        "the user {user} that runs PostgreSQL cannot enter {directory} (mode {mode:04o}): move the directory, or allow it with chmod o+x"
+        "the user {user} that runs PostgreSQL cannot enter {directory} (mode {mode:04o}); hint: give another directory, or allow it with chmod o+x"
     )]
     Blocked { user: String, directory: PathBuf, mode: u32 },
 
