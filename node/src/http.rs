@@ -1,23 +1,22 @@
 //! The http port: is this node well, and its metrics. Read-only and without secrets, as it asks nobody who is
 //! asking.
 
+use crate::health::Standing;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// What the port tells of. It answers from the first moment of the daemon's start.
 #[derive(Clone)]
 pub struct Health {
     pub node: String,
-    /// Set once the node has read a current map and serves.
-    pub ready: Arc<AtomicBool>,
+    pub standing: watch::Receiver<Standing>,
     pub metrics: PrometheusHandle,
 }
 
@@ -34,23 +33,19 @@ pub async fn serve(listener: TcpListener, health: Health, stop: CancellationToke
 
 async fn index(State(health): State<Health>) -> String {
     format!(
-        "Quorate {} on node {}\n\n/healthz  200 when this node serves, else 503 and why\n/metrics  for Prometheus\n",
+        "Quorate {} on node {}\n\n/healthz  200 while this node serves, else (it starts, or is cut off) 503 and why\n/metrics  for Prometheus\n",
         crate::VERSION,
         health.node
     )
 }
 
 async fn healthz(State(health): State<Health>) -> Response {
-    let ready = health.ready.load(Ordering::Acquire);
-    let (status, reason) = if ready {
-        (StatusCode::OK, None)
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, Some("starting: the partition map has not been read yet"))
-    };
+    let reason = health.standing.borrow().reason();
+    let status = if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = serde_json::json!({
         "node": health.node,
         "version": crate::VERSION,
-        "status": if ready { "ok" } else { "unavailable" },
+        "status": if reason.is_none() { "ok" } else { "unavailable" },
         "reason": reason,
     });
     (status, axum::Json(body)).into_response()

@@ -8,14 +8,14 @@ use anyhow::{Context, ensure};
 use quorate_integration::cluster::HEAL_LIMIT;
 use quorate_integration::ledger::Plan;
 use quorate_integration::links::{Cut, Way};
-use quorate_integration::{Cluster, DEMO_DATABASE, Endpoint, Ledger, Options, copies, with_cluster};
+use quorate_integration::{Cluster, DEMO_DATABASE, Endpoint, Ledger, Options, copies, driver, with_cluster};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const GAP_LIMIT: Duration = Duration::from_secs(20);
-/// How long the cut lasts after another primary has written.
-const STAYS_CUT: Duration = Duration::from_secs(3);
+/// A node that is cut off, or is not any more, knows it by then.
+const KNOWS: Duration = Duration::from_secs(15);
 /// Clients at the node that is cut off, each of which asks one thing after the other.
 const READERS: usize = 4;
 /// Longer than a client is held.
@@ -60,12 +60,13 @@ async fn cut_off(cluster: &Cluster, ledger: &Ledger, only_away: bool) -> anyhow:
     let written = Instant::now();
     eprintln!("{node} cut off; written on {} {:?} later", after.primary()?.node, began.elapsed());
     ledger.progress(100, GAP_LIMIT).await?;
-    tokio::time::sleep(STAYS_CUT).await;
+    says_that_it_serves(cluster, &node, false).await?;
     cut.end(links)?;
     let healed = Instant::now();
 
     ledger.progress(100, GAP_LIMIT).await?;
     cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await.context("after the cut")?;
+    says_that_it_serves(cluster, &node, true).await?;
     // Each has asked once more by then, of a node that is well again.
     tokio::time::sleep(Duration::from_secs(1)).await;
     stop.store(true, Ordering::SeqCst);
@@ -95,6 +96,26 @@ async fn cut_off(cluster: &Cluster, ledger: &Ledger, only_away: bool) -> anyhow:
     ensure!(stale == 0, "{stale} results of the old primary came after the new one had written");
     ensure!(in_time > 0, "nobody read before the cut");
     Ok(())
+}
+
+/// Waits until a node's health says so; the others serve all the time.
+async fn says_that_it_serves(cluster: &Cluster, name: &str, serves: bool) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let expected = if serves { 200 } else { 503 };
+    loop {
+        for other in cluster.others(name) {
+            let (status, said) = driver::http_get(other.http, "/healthz").await?;
+            ensure!(status == 200, "{}, which is not cut off: {said}", other.name);
+        }
+        let (status, said) = driver::http_get(cluster.node(name)?.http, "/healthz").await?;
+        if status == expected {
+            ensure!(serves || said.contains("cut off"), "{said}");
+            eprintln!("  {name} says {status} after {:?}", began.elapsed());
+            return Ok(());
+        }
+        ensure!(began.elapsed() < KNOWS, "{name} says {status}: {said}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 /// What one client was told, and when; none: an error. It comes again after one.

@@ -19,6 +19,8 @@ pub trait AdminContext: Send + Sync + 'static {
     async fn read_barrier(&self) -> Result<(), ProposeError>;
     /// What every node that answers within a short deadline says of its replicas.
     async fn reports(&self) -> Vec<ReplicaReport>;
+    /// How many nodes answer, this one among them.
+    async fn answering(&self) -> usize;
     fn ring(&self) -> Vec<RingRow>;
     /// The pools of databases in transaction mode, as the clients of this node use them.
     fn pools(&self) -> Vec<PoolView>;

@@ -4,7 +4,7 @@ use crate::admin::context::{AdminContext, PoolView, ProposeError, RingRow};
 use quorate_model::{Applied, Command, DatabaseId, NodeId, PartitionMap, ReplicaReport};
 use quorate_partition_map::{MapError, MapHandle};
 use quorate_proxy::PoolRow;
-use quorate_reconfig_agent::agent::{Request, collect_reports};
+use quorate_reconfig_agent::agent::{Request, ask_reports, collect_reports};
 use quorate_reconfig_agent::coordinator::failpoint;
 use quorate_ring::Ring;
 use quorate_transport::{Peers, Service, encode};
@@ -61,6 +61,10 @@ impl AdminContext for Operator {
 
     async fn reports(&self) -> Vec<ReplicaReport> {
         collect_reports(self.peers.as_ref(), REPORTS_DEADLINE).await
+    }
+
+    async fn answering(&self) -> usize {
+        ask_reports(self.peers.as_ref(), REPORTS_DEADLINE).await.len()
     }
 
     fn ring(&self) -> Vec<RingRow> {

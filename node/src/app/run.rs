@@ -3,6 +3,7 @@
 use super::{Plan, start};
 use crate::admin::{AdminServer, Operator as AdminOperator};
 use crate::config::Config;
+use crate::health::{self, Standing};
 use crate::http::{self, Health};
 use crate::telemetry;
 use anyhow::Context;
@@ -14,10 +15,10 @@ use quorate_reconfig_agent::instance::Limits;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Runs until SIGTERM or SIGINT.
@@ -26,8 +27,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     tokio::spawn(cancel_on_signal(stop.clone())?);
     let metrics = telemetry::init_metrics()?;
-    let ready = Arc::new(AtomicBool::new(false));
-    let health = Health { node: config.name.clone(), ready: ready.clone(), metrics };
+    let (standing, seen) = watch::channel(Standing::Starting);
+    let health = Health { node: config.name.clone(), standing: seen, metrics };
     let listener = bind(config.listen.http, "http").await?;
     tokio::spawn(http::serve(listener, health, stop.clone()));
     let admin = bind(config.listen.admin, "admin").await?;
@@ -41,7 +42,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let server = AdminServer::new(app.operator.clone(), operator, Some(client_tls(&config.tls_dir)?));
     tokio::spawn(server.serve(admin, stop.clone()));
     tokio::spawn(crate::metrics::follow(app.operator.clone(), stop.clone()));
-    ready.store(true, Ordering::Release);
+    tokio::spawn(health::follow(app.operator.clone(), standing, stop.clone()));
     tracing::info!(node = config.name, client = %config.listen.client, admin = %config.listen.admin, "serving");
     stop.cancelled().await;
     tracing::info!(node = config.name, "stopping");

@@ -28,7 +28,7 @@ pub use host::Host;
 pub use lease::{LeaseWant, MAX_LEASE, boottime};
 pub use message::{Request, Response};
 pub use postgres_host::{HostConfig, PostgresHost};
-pub use reports::collect_reports;
+pub use reports::{ask_reports, collect_reports};
 
 use crate::coordinator::Coordinator;
 use crate::map::{Leader, Map};

@@ -6,6 +6,7 @@ use super::replica::Replica;
 use crate::instance::Process;
 use quorate_model::{GateReport, InstanceRole, Lsn, NodeId, Position, ReplicaReport, RunState, Timeline};
 use quorate_transport::{PeerNetwork, Service, decode, encode};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -136,16 +137,23 @@ fn self_report(replica: &Replica) -> ReplicaReport {
 
 /// Asks every node what it holds; nodes that do not answer in time are left out.
 pub async fn collect_reports(peers: &dyn PeerNetwork, deadline: Duration) -> Vec<ReplicaReport> {
+    let mut all: Vec<ReplicaReport> = ask_reports(peers, deadline).await.into_values().flatten().collect();
+    all.sort_by_key(|r| (r.database, r.replica));
+    all
+}
+
+/// What each node holds that answers in time, this one too.
+pub async fn ask_reports(
+    peers: &dyn PeerNetwork,
+    deadline: Duration,
+) -> BTreeMap<NodeId, Vec<ReplicaReport>> {
     let asked = peers.nodes().into_iter().map(|node| async move {
         let body = encode(&Request::Reports);
         let answer = peers.call(node, Service::Agent, body, deadline).await.ok()?;
         match decode::<Response>(&answer) {
-            Ok(Response::Reports(reports)) => Some(reports),
+            Ok(Response::Reports(reports)) => Some((node, reports)),
             _ => None,
         }
     });
-    let mut all: Vec<ReplicaReport> =
-        futures::future::join_all(asked).await.into_iter().flatten().flatten().collect();
-    all.sort_by_key(|r| (r.database, r.replica));
-    all
+    futures::future::join_all(asked).await.into_iter().flatten().collect()
 }

@@ -143,6 +143,10 @@ impl AdminContext for FakeCluster {
         self.reports.lock().unwrap().clone()
     }
 
+    async fn answering(&self) -> usize {
+        self.usable.lock().unwrap().len()
+    }
+
     fn ring(&self) -> Vec<RingRow> {
         let usable = self.usable.lock().unwrap();
         (0..4u64)
