@@ -108,7 +108,13 @@ pub enum Command {
     },
     /// Several at once, so that the databases of a lost node fail over in few log entries. Each stands for itself.
     Batch(Vec<Command>),
+    /// An event alone, as former daemons recorded it: their logs are still read.
     Record(Event),
+    /// What is done, together with its event: both, or neither. The event is given the epoch that the database has then.
+    Noted {
+        command: Box<Command>,
+        event: Event,
+    },
 }
 
 /// A change of one database's record, compare-and-set on its version.

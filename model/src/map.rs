@@ -113,15 +113,25 @@ impl PartitionMap {
             Command::Batch(commands) => {
                 Ok(Applied::Batch(commands.into_iter().map(|c| self.apply(c)).collect()))
             }
-            Command::Record(mut event) => {
-                self.last_event += 1;
-                event.id = self.last_event;
-                self.events.push_back(event);
-                while self.events.len() > MAX_EVENTS {
-                    self.events.pop_front();
-                }
+            Command::Record(event) => {
+                self.record(event);
                 Ok(Applied::Done)
             }
+            Command::Noted { command, mut event } => {
+                let applied = self.apply(*command)?;
+                event.epoch = self.databases.get(&event.database).map_or(Epoch::default(), |d| d.epoch);
+                self.record(event);
+                Ok(applied)
+            }
+        }
+    }
+
+    fn record(&mut self, mut event: Event) {
+        self.last_event += 1;
+        event.id = self.last_event;
+        self.events.push_back(event);
+        while self.events.len() > MAX_EVENTS {
+            self.events.pop_front();
         }
     }
 

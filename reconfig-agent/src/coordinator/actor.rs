@@ -4,9 +4,10 @@ mod orders;
 mod proposals;
 
 use super::nodes::Nodes;
+use super::record::noted;
 use super::steps::Laps;
 use super::{Event, failpoint, is_past};
-use crate::decide::{self, Act, Claim, Heard, Note, Progress, Timers, Trigger, View};
+use crate::decide::{self, Act, Claim, Heard, Progress, Timers, Trigger, View};
 use crate::map::{Leader, Map, ProposeError};
 use proposals::word_of;
 use quorate_model::{
@@ -29,8 +30,8 @@ const RECHECK: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) enum Proposal {
     Elect(Trigger),
-    Change(Change, Note),
-    Operation(Note),
+    Change(Change, Option<quorate_model::Event>),
+    Operation(Option<quorate_model::Event>),
 }
 
 /// Where a proposal stands among the failpoints.
@@ -367,7 +368,9 @@ impl Actor {
                     version: database.version,
                     change: change.clone(),
                 };
-                self.propose(database, command, Proposal::Change(change, note), point);
+                let event = self.event(map, database, note);
+                let command = noted(command, event.as_ref());
+                self.propose(database, command, Proposal::Change(change, event), point);
             }
             Act::Advance { operation, attempt, step, change, note } => {
                 let point = Point { scope: word(operation), step: step.word() };
@@ -376,7 +379,9 @@ impl Actor {
                 let command = Command::Advance { operation, attempt, step, change: with, now_ms };
                 match change {
                     Some(change) => {
-                        self.propose(database, command, Proposal::Change(change, note), point);
+                        let event = self.event(map, database, note);
+                        let command = noted(command, event.as_ref());
+                        self.propose(database, command, Proposal::Change(change, event), point);
                     }
                     None => self.spawn_progress(command, point),
                 }
@@ -386,13 +391,15 @@ impl Actor {
                 let (attempt, because) = (Some(attempt), Some(because));
                 let command = Command::CancelOperation { operation, attempt, because, now_ms };
                 let point = Point { scope: word(operation), step: "give_up" };
-                self.propose(database, command, Proposal::Operation(Note::Nothing), point);
+                self.propose(database, command, Proposal::Operation(None), point);
             }
             Act::EndOperation { operation, attempt, state, note } => {
                 tracing::info!(database = %database.id, %operation, ?state, "operation ends");
                 let command = Command::EndOperation { operation, attempt, state, now_ms };
                 let point = Point { scope: word(operation), step: "end" };
-                self.propose(database, command, Proposal::Operation(note), point);
+                let event = self.event(map, database, note);
+                let command = noted(command, event.as_ref());
+                self.propose(database, command, Proposal::Operation(event), point);
             }
         }
     }

@@ -1,31 +1,20 @@
-//! What was done, recorded for people.
+//! What is done, recorded for people: in one command with what does it, so that whoever is lost, neither is there without
+//! the other.
 
-use super::actor::Actor;
+use super::actor::{Actor, unix_ms};
 use crate::decide::{self, Note};
-use crate::map::Map;
-use quorate_model::{Change, Command, DatabaseId, Epoch, EventKind, PartitionMap};
-use std::sync::Arc;
+use quorate_model::{Change, Command, Database, DatabaseId, Epoch, Event, EventKind, PartitionMap};
 
 impl Actor {
-    /// Records for people what has just been accepted.
-    pub(super) fn note(&mut self, map: &PartitionMap, id: DatabaseId, change: Option<&Change>, note: Note) {
-        let database = map.databases.get(&id);
-        let target = match database {
-            Some(database) => map.full_name(database),
-            // Dropped with this: the operation remembers its name.
-            None => {
-                let known = map.operations.values().rev().find(|o| o.database == id);
-                known.map_or_else(|| id.to_string(), |o| o.target.clone())
-            }
-        };
-        let epoch = database.map_or(Epoch::default(), |d| d.epoch);
-        let mut event = quorate_model::Event {
+    /// The event that is to be recorded with a change, or with the end of an operation.
+    pub(super) fn event(&self, map: &PartitionMap, database: &Database, note: Note) -> Option<Event> {
+        let event = Event {
             id: 0,
-            at_ms: super::actor::unix_ms(),
-            database: id,
-            target,
+            at_ms: unix_ms(),
+            database: database.id,
+            target: map.full_name(database),
             kind: EventKind::Dropped,
-            epoch,
+            epoch: Epoch::default(),
             reason: String::new(),
             reported_by: None,
             from: None,
@@ -33,38 +22,52 @@ impl Actor {
             steps: Vec::new(),
         };
         match note {
-            Note::Nothing => return,
-            Note::Event { kind, reason, from, to } => {
-                event.kind = kind;
-                event.reason = reason;
-                event.from = from;
-                event.to = to;
-            }
+            Note::Nothing => None,
+            Note::Event { kind, reason, from, to } => Some(Event { kind, reason, from, to, ..event }),
             Note::Reconfigured => {
-                let Some(progress) = self.progress.get(&id) else { return };
-                let Some(trigger) = &progress.trigger else { return };
-                event.kind = if decide::reconfigure::is_reelection(progress) {
+                let progress = self.progress.get(&database.id)?;
+                let trigger = progress.trigger.as_ref()?;
+                let kind = if decide::reconfigure::is_reelection(progress) {
                     EventKind::Reelection
                 } else if trigger.switchover {
                     EventKind::Switchover
                 } else {
                     EventKind::Failover
                 };
-                event.reason = trigger.reason.clone();
-                event.reported_by = trigger.reported_by;
-                event.from = Some(trigger.from);
-                event.to = database.map(|d| d.current.primary);
-                if let Some(laps) = self.laps.remove(&id) {
-                    event.steps = laps.steps().to_vec();
-                }
+                Some(Event {
+                    kind,
+                    reason: trigger.reason.clone(),
+                    reported_by: trigger.reported_by,
+                    from: Some(trigger.from),
+                    to: Some(database.current.primary),
+                    steps: self.laps.get(&database.id).map(|laps| laps.steps().to_vec()).unwrap_or_default(),
+                    ..event
+                })
             }
         }
+    }
+
+    /// It was accepted.
+    pub(super) fn recorded(
+        &mut self,
+        map: &PartitionMap,
+        id: DatabaseId,
+        change: Option<&Change>,
+        event: Option<Event>,
+    ) {
+        let Some(event) = event else { return };
+        if !event.steps.is_empty() {
+            self.laps.remove(&id);
+        }
+        let epoch = map.databases.get(&id).map_or(Epoch::default(), |d| d.epoch);
         tracing::info!(database = event.target, event = event.kind.name(), %epoch, reason = event.reason, ?change, "recorded");
-        let map: Arc<dyn Map> = self.map.clone();
-        tokio::spawn(async move {
-            if let Err(error) = map.propose(Command::Record(event)).await {
-                tracing::warn!(%error, "an event was not recorded");
-            }
-        });
+    }
+}
+
+/// A command with its event.
+pub(super) fn noted(command: Command, event: Option<&Event>) -> Command {
+    match event {
+        Some(event) => Command::Noted { command: Box::new(command), event: event.clone() },
+        None => command,
     }
 }

@@ -100,7 +100,7 @@ impl Actor {
                     self.progress.insert(id, progress);
                 }
             }
-            Proposal::Change(change, note) => {
+            Proposal::Change(change, event) => {
                 if matches!(change, Change::Promote { .. }) {
                     self.lap(id, "record");
                 }
@@ -111,9 +111,9 @@ impl Actor {
                     progress.trigger = Some(Trigger::new("forced recovery".to_owned(), self.me, *survivor));
                     self.progress.insert(id, progress);
                 }
-                self.note(&map, id, Some(&change), note);
+                self.recorded(&map, id, Some(&change), event);
             }
-            Proposal::Operation(note) => self.note(&map, id, None, note),
+            Proposal::Operation(event) => self.recorded(&map, id, None, event),
         }
     }
 }

@@ -333,3 +333,36 @@ fn a_move_whose_copy_became_the_primary_ends() {
     let fails = |act: &Act| matches!(act, Act::EndOperation { state: OperationState::Failed(why), .. } if why.contains("is needed"));
     assert!(ended.iter().any(fails), "{ended:?}");
 }
+
+/// What is told is what was done: a change that is refused leaves no event, and one that is not has its epoch.
+#[test]
+fn a_change_and_its_event_are_there_together() {
+    let mut world = World::new(4);
+    world.run_until("idle", |w| w.db().operation.is_none());
+    let (d, known) = (world.db().clone(), world.map.events.len());
+    let event = quorate_model::Event {
+        id: 0,
+        at_ms: 1,
+        database: d.id,
+        target: world.map.full_name(&d),
+        kind: quorate_model::EventKind::Failover,
+        epoch: Epoch::default(),
+        reason: "its postmaster is gone".to_owned(),
+        reported_by: None,
+        from: None,
+        to: None,
+        steps: Vec::new(),
+    };
+    let elect = |version| {
+        let change = Change::Elect { coordinator: NodeId(1) };
+        let command = Box::new(Command::Reconfigure { database: d.id, version, change });
+        Command::Noted { command, event: event.clone() }
+    };
+    let refused = world.map.apply(elect(d.version + 1));
+    assert!(matches!(refused, Err(Refusal::Stale { .. })), "{refused:?}");
+    assert_eq!(world.map.events.len(), known);
+    world.map.apply(elect(d.version)).unwrap();
+    let told = world.map.events.back().unwrap();
+    assert_eq!((world.map.events.len(), told.epoch), (known + 1, world.db().epoch));
+    assert_ne!(told.epoch, d.epoch);
+}
