@@ -5,11 +5,13 @@ use crate::coordinator_loss::{GAP_LIMIT, arrange, begin, end};
 use crate::switchover_loss;
 use anyhow::{Context, ensure};
 use quorate_integration::cluster::HEAL_LIMIT;
+use quorate_integration::failpoints::Passed;
 use quorate_integration::{Cluster, DEMO_DATABASE, Ledger, Options, failpoints, nemesis, with_cluster};
 use std::time::Instant;
 
 /// Each step: the lost one is taken out, a learner is made in its place, which becomes a secondary.
 const UPKEEP: &[&str] = &[
+    "stable::after_record_mark",
     "stable::before_record_join",
     "stable::after_record_join",
     "joint::after_barrier",
@@ -21,17 +23,23 @@ const UPKEEP: &[&str] = &[
     "joint::after_record_stabilize*2",
 ];
 
+/// Where the coordinator's node was the primary's, that comes back and is rewound: no step of this upkeep (see `rewind`).
+const RETURN: &[&str] = &["stable::prepare_source"];
+
 #[test]
 fn a_lost_disk_is_made_up_for_whoever_is_lost_meanwhile() {
     with_cluster(Options { failpoints: true, ..Options::default() }, async |cluster| {
         let ledger = begin(cluster).await?;
+        let mut passed = Passed::default();
         for (round, point) in UPKEEP.iter().enumerate() {
             rebuild(cluster, &ledger, point, round % 2 == 1)
                 .await
                 .with_context(|| format!("lost at {point}, on the primary's node: {}", round % 2 == 1))?;
+            passed.look(cluster.nodes()).await?;
         }
         // Where the primary was brought for a round, the steps of a switchover were passed too.
-        end(cluster, ledger, &["stable", "joint"], &[UPKEEP, switchover_loss::BEFORE]).await
+        passed.none_forgotten(&["stable", "joint"], &[UPKEEP, switchover_loss::BEFORE, RETURN])?;
+        end(cluster, ledger).await
     });
 }
 

@@ -4,6 +4,7 @@
 use anyhow::{Context, ensure};
 use quorate_integration::cluster::HEAL_LIMIT;
 use quorate_integration::executor::{self, OPERATION_LIMIT};
+use quorate_integration::failpoints::Passed;
 use quorate_integration::{Admin, Cluster, DEMO_DATABASE, Options, failpoints, leftovers, with_cluster};
 use std::collections::BTreeSet;
 
@@ -26,6 +27,7 @@ const BACK: &[&str] = &["move::after_taking_back", "create::after_deleting"];
 fn moving_and_cancelling_survive_their_executor() {
     with_cluster(Options { failpoints: true, ..Options::default() }, async |cluster| {
         cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?;
+        let mut passed = Passed::default();
         for point in MOVE {
             part_primary_and_leader(cluster).await?;
             let before = cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?;
@@ -39,6 +41,7 @@ fn moving_and_cancelling_survive_their_executor() {
             let kept = before.replicas.iter().filter(|r| is_kept(&r.replica)).count();
             ensure!(kept == 2, "{point}: more was made anew than was moved: {before:?} {after:?}");
             leftovers::none(cluster).await.context(*point)?;
+            passed.look(cluster.nodes()).await?;
         }
         for point in [None, Some(BACK[0])] {
             part_primary_and_leader(cluster).await?;
@@ -48,7 +51,8 @@ fn moving_and_cancelling_survive_their_executor() {
         for point in [None, Some(BACK[1])] {
             cancelled(cluster, "CREATE DATABASE demo.never", point).await?;
         }
-        failpoints::none_forgotten(cluster.nodes(), &["move", "joint"], &[MOVE, BACK]).await?;
+        passed.look(cluster.nodes()).await?;
+        passed.none_forgotten(&["move", "joint"], &[MOVE, BACK])?;
         what_cannot_be_cancelled(cluster).await
     });
 }

@@ -4,7 +4,8 @@
 use anyhow::ensure;
 use quorate_integration::cluster::HEAL_LIMIT;
 use quorate_integration::executor::{self, OPERATION_LIMIT};
-use quorate_integration::{DEMO_DATABASE, Options, failpoints, leftovers, with_cluster};
+use quorate_integration::failpoints::Passed;
+use quorate_integration::{DEMO_DATABASE, Options, leftovers, with_cluster};
 
 const CREATE: &[&str] = &[
     "create::before_claim",
@@ -32,6 +33,7 @@ const DROP: &[&str] = &[
 fn creating_and_dropping_survive_their_executor() {
     with_cluster(Options { failpoints: true, ..Options::default() }, async |cluster| {
         cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?;
+        let mut passed = Passed::default();
         for (i, create) in CREATE.iter().enumerate() {
             let name = format!("demo.made{i}");
             executor::lose(cluster, &[], &format!("CREATE DATABASE {name}"), create).await?;
@@ -46,8 +48,9 @@ fn creating_and_dropping_survive_their_executor() {
             }
             let left = cluster.admin().await?.databases().await?;
             ensure!(left.len() == 1, "{order}: {left:?}");
+            passed.look(cluster.nodes()).await?;
         }
         leftovers::none(cluster).await?;
-        failpoints::none_forgotten(cluster.nodes(), &["create", "creating", "drop"], &[CREATE, DROP]).await
+        passed.none_forgotten(&["create", "creating", "drop"], &[CREATE, DROP])
     });
 }
