@@ -23,7 +23,7 @@ pub enum LocateError {
     #[error("{directory}: {reason}")]
     Unusable { directory: PathBuf, reason: String },
     #[error(
-        "no PostgreSQL {OLDEST_MAJOR} or newer was found in PATH or /usr/lib/postgresql/*/bin: install one, or set {VARIABLE} to the directory of its programs"
+        "no PostgreSQL {OLDEST_MAJOR} or newer was found in PATH or where packages put it (/usr/lib/postgresql/*/bin); hint: install one with scripts/setup, or set {VARIABLE} to the directory of its programs"
     )]
     NotFound,
 }
@@ -61,13 +61,20 @@ impl Postgres {
     }
 }
 
-/// `/usr/lib/postgresql/<major>/bin` as Debian lays it out, and `/usr/pgsql-<major>/bin` of the PGDG's RPMs.
+/// Where packages put it: `/usr/lib/postgresql/<major>/bin` (Debian), `/usr/lib/postgresql<major>/bin` (SUSE),
+/// `/usr/libexec/postgresql<major>` (Alpine), `/usr/pgsql-<major>/bin` (the PGDG's RPMs). `scripts/setup` looks there too.
 fn installed() -> Vec<PathBuf> {
-    let children =
-        |parent: &str| std::fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path());
-    let rpm = children("/usr")
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("pgsql-")));
-    children("/usr/lib/postgresql").chain(rpm).map(|path| path.join("bin")).collect()
+    let in_directory = |parent: &str, prefix: &'static str| {
+        let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
+        entries
+            .filter(move |entry| entry.file_name().to_string_lossy().starts_with(prefix))
+            .map(|entry| entry.path())
+    };
+    let with_bin = in_directory("/usr/lib/postgresql", "")
+        .chain(in_directory("/usr/lib", "postgresql"))
+        .chain(in_directory("/usr", "pgsql-"))
+        .map(|path| path.join("bin"));
+    with_bin.chain(in_directory("/usr/libexec", "postgresql")).collect()
 }
 
 fn inspect(directory: &Path) -> Result<Postgres, String> {

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
 
 use super::nodes::{LONG, eventually};
+use crate::instance::Postgres;
 
 /// A directory that other users may pass through.
 pub fn shared_dir() -> TempDir {
@@ -38,16 +39,9 @@ pub fn own_dir(path: PathBuf) -> PathBuf {
     path
 }
 
-/// One of PostgreSQL's programs, from `QUORATE_PG_BIN`, the newest Debian package, or the path.
+/// One of PostgreSQL's programs, of the installation that the daemon would use.
 pub fn program(name: &str) -> Command {
-    let given = std::env::var_os("QUORATE_PG_BIN").map(PathBuf::from);
-    let packaged = || {
-        let versions = fs::read_dir("/usr/lib/postgresql").ok()?;
-        let newest = versions.flatten().filter_map(|v| v.file_name().to_str()?.parse::<u32>().ok()).max()?;
-        Some(PathBuf::from(format!("/usr/lib/postgresql/{newest}/bin")))
-    };
-    let path = given.or_else(packaged).map_or_else(|| name.into(), |dir| dir.join(name));
-    let mut command = Command::new(path);
+    let mut command = Command::new(Postgres::locate(None).unwrap().bin(name));
     if let Some((user, group)) = owner() {
         command.uid(user).gid(group);
     }
