@@ -152,6 +152,7 @@ async fn what_a_session_holds_is_made_anew_at_another_primary() {
         )
         .await
         .unwrap();
+        answered(&idle).await;
         fail_over(&cluster, 2, &second, true).await;
         let error = soon(open.batch_execute("select 1")).await.unwrap_err();
         assert_eq!(code(&error), "40001", "what the transaction did is undone, so nothing is lost");
@@ -266,6 +267,7 @@ async fn what_is_gone_by_itself_does_not_hold_a_session() {
     let twice = soon(client.prepare("select 3")).await.unwrap();
     soon(client.batch_execute("deallocate all")).await.unwrap();
     asked(&first, 1).await;
+    answered(&client).await;
     fail_over(&cluster, 2, &second, true).await;
     assert_eq!(text(&client, "show search_path").await, "pg_catalog");
     let error = soon(client.query(&twice, &[])).await.unwrap_err();
@@ -290,6 +292,8 @@ async fn the_error_names_what_was_kept() {
         raw.send(b'Q', &[sql.as_bytes(), b"\0"].concat()).await;
         raw.until_ready().await;
         asked(&first, 1).await;
+        raw.send(b'S', b"").await;
+        raw.until_ready().await;
         fail_over(&cluster, 2, &second, true).await;
         raw.send(b'Q', b"select 1\0").await;
         let rest = String::from_utf8_lossy(&raw.rest().await).into_owned();

@@ -479,6 +479,11 @@ pub fn code(error: &tokio_postgres::Error) -> String {
 }
 
 /// A result that has to come in time.
+/// What is asked waits for the answer to what the proxy asked before it. An empty statement changes nothing.
+pub async fn answered(client: &tokio_postgres::Client) {
+    soon(client.simple_query("")).await.unwrap();
+}
+
 pub async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(20 * SECOND, what).await.expect("in time")
 }
@@ -496,7 +501,8 @@ pub async fn number(client: &Client, sql: &str) -> Result<i64, tokio_postgres::E
     Ok(value.and_then(|v| v.parse().ok()).unwrap_or(-1))
 }
 
-/// Waits until so many sessions of clients have last been asked what they hold.
+/// Waits until so many sessions of clients have last been asked what they hold. Their servers have answered by then; a
+/// session that is [`answered`] has the answer, too.
 pub async fn asked(postgres: &Postgres, sessions: i64) {
     let admin = postgres.admin().await;
     let until = Instant::now() + 10 * SECOND;
