@@ -478,12 +478,12 @@ pub fn code(error: &tokio_postgres::Error) -> String {
     error.code().map_or_else(|| format!("no code: {error}"), |c| c.code().to_owned())
 }
 
-/// A result that has to come in time.
 /// What is asked waits for the answer to what the proxy asked before it. An empty statement changes nothing.
 pub async fn answered(client: &tokio_postgres::Client) {
     soon(client.simple_query("")).await.unwrap();
 }
 
+/// A result that has to come in time.
 pub async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(20 * SECOND, what).await.expect("in time")
 }
