@@ -51,6 +51,7 @@ fn the_demo_is_alone_and_goes_on_with_what_was_made_of_it() {
             std::fs::set_permissions(closed.path(), Permissions::from_mode(0o700))?;
             let said = cluster.refused_demo(&closed.path().join("demo"), BEGIN_LIMIT).await?;
             ensure!(said.contains("cannot enter") && said.contains("hint: "), "{said}");
+            ensure!(!closed.path().join("demo").exists(), "a refused demo made its directory");
         }
 
         // The database that the demo greets with is gone, and another server has one of its name.

@@ -40,9 +40,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         Some(given) => std::path::absolute(given)?,
         None => layout::default_directory()?,
     };
+    // Before anything is made or deleted there.
+    if let Some(there) = directory.ancestors().find(|ancestor| ancestor.is_dir()) {
+        OsUser::for_instances()?.check_reaches(there)?;
+    }
     let layout = Layout::prepare(&directory, options.nodes, options.base_port, options.fresh)
         .with_context(|| format!("the demo cannot be laid out in {}", directory.display()))?;
-    OsUser::for_instances()?.check_reaches(&directory)?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     layout.forget_json()?;
