@@ -4,7 +4,6 @@ mod orders;
 mod proposals;
 
 use super::nodes::Nodes;
-use super::record::noted;
 use super::steps::Laps;
 use super::{Event, failpoint, is_past};
 use crate::decide::{self, Act, Claim, Heard, Progress, Timers, Trigger, View};
@@ -26,7 +25,7 @@ const TICK: Duration = Duration::from_millis(20);
 /// Suspects and nodes that are down are asked again so often.
 const RECHECK: Duration = Duration::from_millis(500);
 
-/// A proposal under way, with what to record when it is accepted.
+/// A proposal under way, with the event that is recorded with it.
 #[derive(Debug)]
 pub(super) enum Proposal {
     Elect(Trigger),
@@ -369,7 +368,6 @@ impl Actor {
                     change: change.clone(),
                 };
                 let event = self.event(map, database, note);
-                let command = noted(command, event.as_ref());
                 self.propose(database, command, Proposal::Change(change, event), point);
             }
             Act::Advance { operation, attempt, step, change, note } => {
@@ -380,7 +378,6 @@ impl Actor {
                 match change {
                     Some(change) => {
                         let event = self.event(map, database, note);
-                        let command = noted(command, event.as_ref());
                         self.propose(database, command, Proposal::Change(change, event), point);
                     }
                     None => self.spawn_progress(command, point),
@@ -398,7 +395,6 @@ impl Actor {
                 let command = Command::EndOperation { operation, attempt, state, now_ms };
                 let point = Point { scope: word(operation), step: "end" };
                 let event = self.event(map, database, note);
-                let command = noted(command, event.as_ref());
                 self.propose(database, command, Proposal::Operation(event), point);
             }
         }

@@ -1,7 +1,7 @@
 //! What is done, recorded for people: in one command with what does it, so that whoever is lost, neither is there without
 //! the other.
 
-use super::actor::{Actor, unix_ms};
+use super::actor::{Actor, Proposal, unix_ms};
 use crate::decide::{self, Note};
 use quorate_model::{Change, Command, Database, DatabaseId, Epoch, Event, EventKind, PartitionMap};
 
@@ -64,10 +64,14 @@ impl Actor {
     }
 }
 
-/// A command with its event.
-pub(super) fn noted(command: Command, event: Option<&Event>) -> Command {
-    match event {
-        Some(event) => Command::Noted { command: Box::new(command), event: event.clone() },
-        None => command,
+impl Proposal {
+    /// The command that carries it out, together with its event.
+    pub(super) fn noted(&self, command: Command) -> Command {
+        match self {
+            Proposal::Change(_, Some(event)) | Proposal::Operation(Some(event)) => {
+                Command::Noted { command: Box::new(command), event: event.clone() }
+            }
+            _ => command,
+        }
     }
 }

@@ -63,6 +63,7 @@ impl Actor {
         self.proposing.insert(database.id, Proposing { version: database.version, ended: false });
         let (map, inbox) = (self.map.clone(), self.inbox.clone());
         let (database, version) = (database.id, database.version);
+        let command = proposal.noted(command);
         tokio::spawn(async move {
             let outcome = map.propose(command).await;
             let _ = inbox.send(Event::Proposed { database, version, proposal, point, outcome }).await;
