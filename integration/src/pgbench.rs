@@ -43,9 +43,12 @@ pub async fn run(url: &str, words: &[&str], clients: usize, seconds: u64) -> any
     let said = driver::run(command, "", Duration::from_secs(seconds) + GRACE).await?;
     ensure!(said.success, "pgbench: {}{}", said.out, said.err);
     let number = |name: &str| {
-        let said =
+        let found =
             said.out.lines().find_map(|line| line.strip_prefix(name)?.trim().split(' ').next()?.parse().ok());
-        said.with_context(|| format!("pgbench says no {name}"))
+        // It has nothing to say of a run in which no transaction ended (`printResults` in pgbench.c).
+        found.with_context(|| {
+            format!("pgbench says no \"{name}\" of its {seconds} s: {}{}", said.out, said.err)
+        })
     };
     let mut latencies = Vec::new();
     for entry in std::fs::read_dir(logs.path())? {
