@@ -116,7 +116,7 @@ pub struct Limits {
     pub max_connections: u32,
     /// Shared buffers of one instance, MiB.
     pub shared_buffers_mib: u32,
-    /// Threads that relay sessions; 0 means one a core.
+    /// Threads that relay sessions; 0 means one for two processors.
     pub workers: usize,
 }
 

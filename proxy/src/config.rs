@@ -28,12 +28,12 @@ pub struct ProxyConfig {
 }
 
 impl ProxyConfig {
-    /// The usual values; `workers` as many as there are processors.
+    /// The usual values.
     pub fn new(node: NodeId, listen: SocketAddr) -> Self {
         ProxyConfig {
             node,
             listen,
-            workers: std::thread::available_parallelism().map_or(1, usize::from),
+            workers: usual_workers(),
             hold: Duration::from_secs(30),
             max_held_bytes: 256 * 1024 * 1024,
             logins_per_second: 1_000,
@@ -42,6 +42,12 @@ impl ProxyConfig {
             tls: None,
         }
     }
+}
+
+/// Threads that relay sessions on this machine: one for two processors. What backends do for a message takes at least twice
+/// as long as passing it on, and the fewer threads have it to do, the more messages each finds when it is woken.
+pub fn usual_workers() -> usize {
+    (std::thread::available_parallelism().map_or(1, usize::from) / 2).max(1)
 }
 
 /// Longest time for a client to say who it is, each step of it.

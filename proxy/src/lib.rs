@@ -32,7 +32,7 @@ mod stream;
 mod tls;
 pub mod wire;
 
-pub use config::ProxyConfig;
+pub use config::{ProxyConfig, usual_workers};
 pub use gate::{
     BootTime, Commits, Door, Evidence, Gate, Gates, NotOpen, Parked, Pass, Reads, Slot, boot_time,
 };

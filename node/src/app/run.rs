@@ -86,7 +86,6 @@ fn plan(config: &Config) -> anyhow::Result<Plan> {
     let id = NodeId(config.id);
     let listen = &config.listen;
     let timings = &config.timings;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     Ok(Plan {
         record: NodeRecord {
             id,
@@ -129,7 +128,10 @@ fn plan(config: &Config) -> anyhow::Result<Plan> {
         max_sessions_server: config.limits.max_sessions_per_server,
         logins_per_second: config.limits.max_logins_per_second_per_server,
         max_pooled: config.limits.max_pooled_connections as usize,
-        workers: if config.limits.workers == 0 { cores } else { config.limits.workers },
+        workers: match config.limits.workers {
+            0 => quorate_proxy::usual_workers(),
+            workers => workers,
+        },
         client_tls: Some(client_tls(&config.tls_dir)?),
     })
 }

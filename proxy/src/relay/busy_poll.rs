@@ -5,10 +5,10 @@
 //! looking at the socket that it waits for, as `net.core.busy_poll` does in the kernel (Linux, Documentation/networking,
 //! napi.rst) and KVM's halt polling for a virtual processor. After a few messages the runtime of its thread has its turn.
 //!
-//! What it costs is time of a processor that nobody else wanted. It is done only while no other session has begun a request
-//! on this node for [`ALONE_FOR`], while no more is runnable on the machine than it has processors, and as long as it pays
-//! off: where [`MISSES`] waits in a row were longer than the limit (a client that thinks, statements that run long) the
-//! relay sleeps, and tries again once in [`RETRY`].
+//! What it costs is time of a processor that nobody else wanted: between two looks whoever else is to run there has its turn.
+//! It is done only while no other session has begun a request on this node for [`ALONE_FOR`], while no more is runnable on
+//! the machine than it has processors, and as long as it pays off: where [`MISSES`] waits in a row were longer than the limit
+//! (a client that thinks, statements that run long) the relay sleeps, and tries again once in [`RETRY`].
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -27,6 +27,8 @@ const RETRY: u32 = 64;
 const IN_A_ROW: u32 = 8;
 /// For how long the machine counts as it was found, microseconds.
 const SAMPLE: u64 = 1_000;
+/// The same where it had more to do than it has processors: a moment later it may not, behind a commit above all.
+const SAMPLE_CROWDED: u64 = 100;
 /// Workers that are told apart. More share a place, and are then found at work a little too often.
 const PLACES: usize = 64;
 
@@ -96,7 +98,7 @@ fn limit(session: usize, now: Micros) -> Micros {
     if !here.is_alone(session, now, LATEST.iter().map(|place| place.0.load(Ordering::Relaxed))) {
         return 0;
     }
-    if now >= here.sampled + SAMPLE {
+    if now >= here.sampled + if here.crowded { SAMPLE_CROWDED } else { SAMPLE } {
         here.sampled = now;
         here.crowded = runnable().is_none_or(|runnable| runnable > here.processors);
         HERE.set(Some(here));
@@ -192,7 +194,7 @@ impl BusyPoll {
         }
         let mut seen = look();
         while seen == Look::Nothing && now() < began + limit {
-            std::hint::spin_loop();
+            std::thread::yield_now();
             seen = look();
         }
         self.record(waits_for).note(seen != Look::Nothing);

@@ -357,7 +357,8 @@ impl Relay {
             true => (For::Client, &*client, &server.stream, up),
             false => (For::Server, &server.stream, &*client, down),
         };
-        if !lane.has_space() {
+        // Commits are long waits, and who carries them out needs the processors.
+        if !lane.has_space() || tracker.awaits_end() {
             return Look::Nothing;
         }
         let interrupted = || slot.signals() != signals || !other.is_silent();

@@ -161,6 +161,12 @@ impl Tracker {
         self.answers == 0 && !self.batch && !self.copy_in
     }
 
+    /// What is waited for next is the end of a transaction, which a quorum has to have first.
+    #[inline]
+    pub fn awaits_end(&self) -> bool {
+        self.ends && !matches!(self.waits.front(), Some(Wait::Call | Wait::Statement(_)))
+    }
+
     /// Quiet and outside a transaction: here a session may change its backend.
     #[inline]
     pub fn is_idle(&self) -> bool {

@@ -204,6 +204,12 @@ fn a_question_tells_of_the_commit_behind_it() {
     };
     let id = message(b'V', &[&[0, 0, 0, 8][..], &7u64.to_be_bytes()].concat());
     let rest = [&id[..], &message(b'Z', b"T"), &message(b'C', b"COMMIT\0"), &message(b'Z', b"I")].concat();
+    let mut waiting = committing();
+    assert!(!waiting.awaits_end(), "the answer to the question comes first, and at once");
+    assert!(waiting.hear(b'V', &id[5..]) && waiting.hear(b'Z', b"T"));
+    assert!(waiting.awaits_end());
+    tell(&mut waiting, false, b'Z', b"I");
+    assert!(!waiting.awaits_end());
     assert_eq!(committing().loss(b"", true), Loss::Aborted, "not asked, so not carried out");
     assert_eq!(committing().loss(b"", false), Loss::Unknown(None), "who knows what it said");
     for (said, said_all) in [(&rest[..], true), (&rest, false), (&rest[..id.len() + 6], false)] {
