@@ -210,6 +210,13 @@ impl Outcome {
         self.failed = false;
     }
 
+    /// The same, of a request before the question that was asked last, which has no answer yet.
+    #[inline]
+    pub fn answered_before(&mut self) {
+        self.learnt = None;
+        self.failed = false;
+    }
+
     /// The COMMIT was never carried out, and the client has been told why.
     pub fn has_failed(&self) -> bool {
         self.failed

@@ -94,6 +94,10 @@ pub struct Tracker {
     /// Parse messages of ours that are not answered, by their numbers among all.
     ours: VecDeque<u32>,
     outcome: Outcome,
+    /// Questions of ours in `waits`.
+    questions: usize,
+    /// When the last question was sent, a request in flight might have ended the transaction, or there was none.
+    asked_too_late: bool,
     /// What is bound in the batch that was begun.
     bound: Batch,
     unnamed_kind: Kind,
@@ -128,6 +132,8 @@ impl Default for Tracker {
             kept: Kept::default(),
             ours: VecDeque::new(),
             outcome: Outcome::default(),
+            questions: 0,
+            asked_too_late: false,
             bound: Batch::default(),
             unnamed_kind: Kind::Other,
             asked: false,
@@ -409,6 +415,8 @@ impl Tracker {
         self.outcome.ask();
         // A Query ends with itself; a batch with its Sync.
         self.asked = true;
+        self.asked_too_late = !self.in_transaction() || self.ends || self.commits;
+        self.questions += 1;
         self.waits.push_back(match question {
             Question::Call => Wait::Call,
             Question::Statement => Wait::Statement(self.kept.parses_sent()),
@@ -438,6 +446,7 @@ impl Tracker {
             self.hearing = false;
             while let Some(wait) = self.waits.pop_front() {
                 if wait != Wait::CopyEnd {
+                    self.questions = self.questions.saturating_sub(1);
                     break;
                 }
             }
@@ -477,8 +486,13 @@ impl Tracker {
                 self.answers -= 1;
                 break;
             }
+            self.questions = self.questions.saturating_sub(usize::from(wait != Wait::CopyEnd));
         }
-        self.outcome.answered();
+        if self.questions == 0 {
+            self.outcome.answered();
+        } else {
+            self.outcome.answered_before();
+        }
         self.hearing = false;
         self.status = status;
         self.copy_in = false;
@@ -491,6 +505,7 @@ impl Tracker {
             self.commits = false;
             self.ends = false;
             self.waits.clear();
+            self.questions = 0;
             if status == b'I' {
                 self.kept.settle();
             }

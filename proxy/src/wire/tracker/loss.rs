@@ -42,7 +42,7 @@ impl Tracker {
     /// told; `said_all`: nothing more is missing.
     pub fn loss(&mut self, rest: &[u8], said_all: bool) -> Loss {
         let held = if self.listens() || self.next_is_statement() { self.hear_rest(rest) } else { Vec::new() };
-        self.loss_with(held, said_all)
+        self.loss_with(held, said_all, said_all && rest.is_empty())
     }
 
     fn next_is_statement(&self) -> bool {
@@ -73,7 +73,8 @@ impl Tracker {
         held
     }
 
-    fn loss_with(&self, held: Vec<u8>, said_all: bool) -> Loss {
+    /// `heard_all`: everything that it said was told to the tracker before.
+    fn loss_with(&self, held: Vec<u8>, said_all: bool, heard_all: bool) -> Loss {
         if self.is_idle() {
             return self.kept.describe().map_or(Loss::Keep, Loss::State);
         }
@@ -92,6 +93,11 @@ impl Tracker {
         let next = self.waits.iter().find(|wait| **wait != Wait::CopyEnd);
         if said_all && next.is_some_and(|wait| !wait.is_clients()) {
             // It answers in order, and a question before it goes on to the commit behind it.
+            return aborted();
+        }
+        if heard_all && self.questions > 0 && !self.asked_too_late {
+            // Nor where requests before the question, which end nothing, have no answer: a driver that closes a statement, and
+            // commits without waiting for the answer to that.
             return aborted();
         }
         if self.answers == 1

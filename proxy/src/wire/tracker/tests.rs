@@ -191,6 +191,50 @@ fn an_unnamed_statement_that_may_still_be_bound_is_remembered() {
     assert!(!kept(&[&parsed[..], &[parse("", "select 2"), bind("")]].concat()), "another takes its place");
 }
 
+/// tokio-postgres closes a statement that it no longer needs and does not wait for the answer, so the COMMIT behind it is
+/// sent while another answer is outstanding.
+#[test]
+fn a_commit_behind_requests_that_end_nothing_is_asked_for() {
+    let id = message(b'V', &[&[0, 0, 0, 8][..], &7u64.to_be_bytes()].concat());
+    let committing = |before: &[Step]| {
+        let mut tracker = run(&[&[q("begin"), done("BEGIN"), z(b'T')][..], before].concat());
+        assert_eq!(tracker.asks_before(b'Q', b"commit\0"), Some(Question::Call));
+        tracker.ask(Question::Call);
+        tell(&mut tracker, true, b'Q', b"commit\0");
+        tracker
+    };
+    let close = [Step::Front(b'C', b"Ss1\0".to_vec()), f(b'S')];
+    assert_eq!(committing(&close).loss(b"", true), Loss::Aborted, "the question has no answer");
+    assert_eq!(committing(&close).loss(b"", false), Loss::Unknown(None), "it may have been on its way");
+    let rest = [&message(b'3', b"")[..], &message(b'Z', b"T"), &id, &message(b'Z', b"T")].concat();
+    assert_eq!(
+        committing(&close).loss(&rest, true),
+        Loss::Unknown(None),
+        "it may be in what was not looked at"
+    );
+
+    let mut tracker = committing(&close);
+    tell(&mut tracker, false, b'Z', b"T");
+    assert!(tracker.hear(b'V', &id[5..]) && tracker.hear(b'Z', b"T"));
+    let Loss::Committing(committed) = tracker.loss(b"", true) else { panic!("its id was learnt") };
+    assert_eq!((committed.id, &committed.answer[..1]), (7, &b"C"[..]));
+
+    // Of a request that may have ended the transaction nobody knows.
+    let mut tracker = committing(&[q("commit and chain")]);
+    assert_eq!(tracker.loss(b"", true), Loss::Unknown(None));
+    // What was learnt for one COMMIT is nothing for the next.
+    let mut tracker = committing(&[]);
+    assert!(tracker.hear(b'V', &id[5..]) && tracker.hear(b'Z', b"T"));
+    tell(&mut tracker, true, b'Q', b"begin\0");
+    tracker.ask(Question::Call);
+    tell(&mut tracker, true, b'Q', b"commit\0");
+    for (tag, status) in [(b"COMMIT\0".to_vec(), b'I'), (b"BEGIN\0".to_vec(), b'T')] {
+        tell(&mut tracker, false, b'C', &tag);
+        tell(&mut tracker, false, b'Z', &[status]);
+    }
+    assert_eq!(tracker.loss(b"", false), Loss::Unknown(None), "the second question has no answer");
+}
+
 /// Found by a thousand kills: the answer had come, and was not judged because the gate was fenced; its COMMIT was taken for
 /// one that had never been carried out.
 #[test]
