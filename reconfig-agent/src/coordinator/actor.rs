@@ -150,8 +150,8 @@ impl Actor {
                 self.nodes.checked(node, reporter, silent_ms, answered, now);
                 self.publish_down();
             }
-            Event::Obeyed { database, replica, epoch, kind, outcome } => {
-                self.obeyed(database, replica, epoch, kind, outcome, now);
+            Event::Obeyed { database, given, outcome } => {
+                self.obeyed(database, given, outcome, now);
             }
             Event::Proposed { database, version, proposal, point, outcome } => {
                 self.proposed(database, version, proposal, point, outcome);

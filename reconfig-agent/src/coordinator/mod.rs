@@ -10,7 +10,7 @@ mod nodes;
 mod record;
 mod steps;
 
-use crate::decide::{Failure, Reply, Timers};
+use crate::decide::{Failure, OrderKind, Reply, Timers};
 use crate::map::{Leader, Map, ProposeError};
 use quorate_model::{
     Applied, DatabaseId, Epoch, NodeId, OperationId, PartitionMap, ReplicaId, ReplicaReport,
@@ -28,6 +28,15 @@ const QUEUE: usize = 4096;
 pub struct Coordinator {
     inbox: mpsc::Sender<Event>,
     down: Arc<Mutex<std::collections::BTreeSet<NodeId>>>,
+}
+
+/// An order that was given, as far as its answer has to be understood.
+struct Given {
+    kind: OrderKind,
+    replica: ReplicaId,
+    epoch: Epoch,
+    /// The database's then; when the answer comes, another phase may have begun.
+    phase: &'static str,
 }
 
 /// Everything the actor hears of.
@@ -53,9 +62,7 @@ enum Event {
     },
     Obeyed {
         database: DatabaseId,
-        replica: ReplicaId,
-        epoch: Epoch,
-        kind: crate::decide::OrderKind,
+        given: Given,
         outcome: Result<Reply, Failure>,
     },
     Proposed {

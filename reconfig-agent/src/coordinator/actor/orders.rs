@@ -3,9 +3,9 @@
 use super::Actor;
 use crate::agent::{Request, Response};
 use crate::coordinator::steps::Laps;
-use crate::coordinator::{Event, failpoint};
+use crate::coordinator::{Event, Given, failpoint};
 use crate::decide::{Failure, Order, OrderKind, Reply, What};
-use quorate_model::{Database, DatabaseId, Epoch, NodeId, Phase, ReplicaId};
+use quorate_model::{Database, DatabaseId, NodeId, Phase};
 use quorate_transport::{PeerNetwork, Service, decode, encode};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,22 +26,16 @@ impl Actor {
         tracing::debug!(database = %database.id, replica = %order.replica, %node, order = kind.name(), "ordering");
         failpoint::hit(database.phase.name(), "before", kind.name());
         let (peers, inbox) = (self.peers.clone(), self.inbox.clone());
-        let (id, replica, epoch) = (database.id, order.replica, order.epoch);
+        let id = database.id;
+        let given = Given { kind, replica: order.replica, epoch: order.epoch, phase: database.phase.name() };
         tokio::spawn(async move {
             let outcome = give(&peers, node, order).await;
-            let _ = inbox.send(Event::Obeyed { database: id, replica, epoch, kind, outcome }).await;
+            let _ = inbox.send(Event::Obeyed { database: id, given, outcome }).await;
         });
     }
 
-    pub(super) fn obeyed(
-        &mut self,
-        id: DatabaseId,
-        replica: ReplicaId,
-        epoch: Epoch,
-        kind: OrderKind,
-        outcome: Result<Reply, Failure>,
-        now: u64,
-    ) {
+    pub(super) fn obeyed(&mut self, id: DatabaseId, given: Given, outcome: Result<Reply, Failure>, now: u64) {
+        let Given { kind, replica, epoch, phase } = given;
         if let Err(failure) = &outcome {
             tracing::info!(database = %id, %replica, order = kind.name(), %failure, "an order failed");
         }
@@ -51,7 +45,7 @@ impl Actor {
         };
         let ok = outcome.is_ok();
         if ok {
-            failpoint::hit(progress.phase, "after", kind.name());
+            failpoint::hit(phase, "after", kind.name());
         }
         progress.on_reply(kind, replica, epoch, outcome, now, retry);
         match kind {
