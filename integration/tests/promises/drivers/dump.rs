@@ -6,17 +6,17 @@ use super::{Event, entry, happen};
 use anyhow::ensure;
 use quorate_integration::driver::Said;
 use quorate_integration::sql::Session;
-use quorate_integration::{Cluster, Endpoint, Options, binaries, driver, with_cluster};
+use quorate_integration::{Cluster, Endpoint, Options, binaries, driver, wait, with_cluster};
 use std::ffi::OsStr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::process::Command;
 
 const TABLES: usize = 24;
-const ROWS: usize = 4_000;
+const ROWS: usize = 16_000;
 const LIMIT: Duration = Duration::from_secs(60);
-/// For a program to be in the middle of its work.
-const HEAD_START: Duration = Duration::from_millis(250);
+/// For a program to begin to copy a table.
+const WORK_LIMIT: Duration = Duration::from_secs(20);
 /// What a client is told of a lost transaction, and of a lost statement or session.
 const TOLD: [&str; 2] = ["the transaction was lost with its server", "the session's server is gone"];
 
@@ -31,13 +31,13 @@ fn a_dump_is_restored_over_a_switchover_and_a_postmaster() {
         for event in [Event::Switchovers, Event::LostPostmaster] {
             let file = directory.path().join(format!("{event:?}"));
             let begin = || dump(&entry, &file);
-            let said = during(cluster, event, "pg_dump", begin).await?;
+            let said = during(cluster, &looker, event, "pg_dump", begin).await?;
             if !said.success {
                 ensure!(dump(&entry, &file).await?.success, "pg_dump, again");
             }
             looker.run("DROP SCHEMA shop CASCADE").await?;
             let begin = || restore(&entry, &file);
-            let said = during(cluster, event, "pg_restore", begin).await?;
+            let said = during(cluster, &looker, event, "pg_restore", begin).await?;
             if !said.success {
                 let again = restore(&entry, &file).await?;
                 ensure!(again.success, "pg_restore, again: {}", again.err);
@@ -51,9 +51,10 @@ fn a_dump_is_restored_over_a_switchover_and_a_postmaster() {
     });
 }
 
-/// Runs a program while something happens.
+/// Runs a program, and has something happen as soon as it copies a table.
 async fn during<F: Future<Output = anyhow::Result<Said>>>(
     cluster: &Cluster,
+    looker: &Session,
     event: Event,
     name: &str,
     begin: impl Fn() -> F,
@@ -61,14 +62,21 @@ async fn during<F: Future<Output = anyhow::Result<Said>>>(
     let began = Instant::now();
     let working = async { (begin().await, began.elapsed()) };
     let happening = async {
-        tokio::time::sleep(HEAD_START).await;
-        happen(cluster, event).await
+        wait::until(&format!("{name} copies a table"), WORK_LIMIT, async || {
+            let copies = format!(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = '{name}' AND query LIKE 'COPY %'"
+            );
+            let rows = looker.rows(&copies).await?;
+            Ok(if rows == [[Some("0".to_owned())]] { Err("none") } else { Ok(()) })
+        })
+        .await?;
+        let before = began.elapsed();
+        happen(cluster, event).await.map(|()| before)
     };
     let ((said, took), happened) = tokio::join!(working, happening);
-    happened?;
-    let said = said?;
+    let (before, said) = (happened?, said?);
     eprintln!("{event:?}, {name}: {} after {took:?}", if said.success { "done" } else { "failed" });
-    ensure!(took > HEAD_START, "{name} was done before it happened");
+    ensure!(took > before, "{name} was done after {took:?}, and it happened after {before:?}");
     let why = TOLD.iter().any(|told| first_error(&said.err).contains(told));
     ensure!(said.success || why, "{name}: {}", said.err);
     Ok(said)
