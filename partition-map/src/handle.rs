@@ -9,6 +9,7 @@ use crate::store::{self, MemoryDisk, Views};
 use crate::types::{LogId, Metrics, Proposal, ProposalId, Raft};
 use crate::wire::{Answer, Question};
 use crate::{MapConfig, MapError, StartError, members};
+use futures::future::BoxFuture;
 use openraft::ServerState;
 use quorate_model::{Applied, Command, NodeId, PartitionMap};
 use quorate_transport::{PeerNetwork, Service, decode, encode};
@@ -69,57 +70,64 @@ impl MapHandle {
         MapHandle::start_on(opened, config, peers).await
     }
 
-    async fn start_on(
+    /// Not an `async fn`: the compiler makes code of those where they are awaited, and with this one of all of Raft, again
+    /// in every program and every test.
+    fn start_on(
         (log, machine, views): Opened,
         config: MapConfig,
         peers: Arc<dyn PeerNetwork>,
-    ) -> Result<MapHandle, StartError> {
-        let raft_config = Arc::new(config.raft()?);
-        let contact = Arc::new(Contact::new(Instant::now()));
-        let network = Network(peers.clone());
-        let raft = Raft::new(config.node.0, raft_config, network, log.clone(), machine)
-            .await
-            .map_err(|e| StartError::Raft(e.to_string()))?;
-        let (batcher, batching) = Batcher::new(raft.clone());
-        let service = MapService {
-            raft: raft.clone(),
-            batcher,
-            store: log.clone(),
-            contact: contact.clone(),
-            lease: config.lease(),
-        };
-        peers.register(Service::Raft, Arc::new(RaftService { raft: raft.clone(), contact: contact.clone() }));
-        peers.register(Service::Map, Arc::new(service.clone()));
-        let (leader, leadership) = watch::channel(Leadership::default());
-        let campaign = Campaign {
-            node: config.node,
-            schedule: Campaign::times(config.lease(), config.election_min_ms, config.election_max_ms),
-            raft: raft.clone(),
-            peers: peers.clone(),
-            store: log,
-            contact: contact.clone(),
-        };
-        let mut tasks = JoinSet::new();
-        tasks.spawn(batching);
-        tasks.spawn(observe(raft.metrics(), contact, leader, config.node));
-        tasks.spawn(beat(raft.clone(), config.heartbeat()));
-        tasks.spawn(election::run(campaign));
-        tasks.spawn(members::found(raft.clone(), peers.clone(), config.node, config.voters.clone()));
-        tasks.spawn(members::complete(raft.clone(), config.node, config.nodes.clone()));
-        let life = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
-        Ok(MapHandle(Arc::new(Inner {
-            node: config.node,
-            first_voters: config.voters,
-            metrics: raft.metrics(),
-            raft,
-            peers,
-            service,
-            views,
-            leadership,
-            life,
-            next_number: AtomicU64::new(0),
-            tasks: Mutex::new(tasks),
-        })))
+    ) -> BoxFuture<'static, Result<MapHandle, StartError>> {
+        Box::pin(async move {
+            let raft_config = Arc::new(config.raft()?);
+            let contact = Arc::new(Contact::new(Instant::now()));
+            let network = Network(peers.clone());
+            let raft = Raft::new(config.node.0, raft_config, network, log.clone(), machine)
+                .await
+                .map_err(|e| StartError::Raft(e.to_string()))?;
+            let (batcher, batching) = Batcher::new(raft.clone());
+            let service = MapService {
+                raft: raft.clone(),
+                batcher,
+                store: log.clone(),
+                contact: contact.clone(),
+                lease: config.lease(),
+            };
+            peers.register(
+                Service::Raft,
+                Arc::new(RaftService { raft: raft.clone(), contact: contact.clone() }),
+            );
+            peers.register(Service::Map, Arc::new(service.clone()));
+            let (leader, leadership) = watch::channel(Leadership::default());
+            let campaign = Campaign {
+                node: config.node,
+                schedule: Campaign::times(config.lease(), config.election_min_ms, config.election_max_ms),
+                raft: raft.clone(),
+                peers: peers.clone(),
+                store: log,
+                contact: contact.clone(),
+            };
+            let mut tasks = JoinSet::new();
+            tasks.spawn(batching);
+            tasks.spawn(observe(raft.metrics(), contact, leader, config.node));
+            tasks.spawn(beat(raft.clone(), config.heartbeat()));
+            tasks.spawn(election::run(campaign));
+            tasks.spawn(members::found(raft.clone(), peers.clone(), config.node, config.voters.clone()));
+            tasks.spawn(members::complete(raft.clone(), config.node, config.nodes.clone()));
+            let life = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+            Ok(MapHandle(Arc::new(Inner {
+                node: config.node,
+                first_voters: config.voters,
+                metrics: raft.metrics(),
+                raft,
+                peers,
+                service,
+                views,
+                leadership,
+                life,
+                next_number: AtomicU64::new(0),
+                tasks: Mutex::new(tasks),
+            })))
+        })
     }
 
     /// What this node has applied. May be behind the leader; never shows what is not committed.
