@@ -50,12 +50,12 @@ test-integration: ## the cluster tests only (TEST=lose_node for one of them)
 	@scripts/test integration $(TEST)
 
 model: ## model checking of the decisions: every state up to a bound, then the mutants (BOUND=small, medium, large)
-	$(CARGO) build --release --package quorate-checker
+	$(CARGO) build --release --workspace --bin model
 	@$(CARGO_TARGET_DIR)/release/model --bound $(BOUND) $(ARGS)
 
 sim: ## SEEDS whole clusters under faults, each from one number (SEEDS=100 FROM=1 ARGS='--jobs 2')
 	@scripts/setup --build-only
-	$(CARGO) build --release --package quorate-sim
+	$(CARGO) build --release --workspace --bin sim
 	$(CARGO_TARGET_DIR)/release/sim --seeds $(SEEDS) --from $(FROM) $(ARGS)
 
 fuzz: ## what clients may send, by fuzzing, each target from a fresh seed (T=60: seconds together)
