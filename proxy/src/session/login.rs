@@ -70,8 +70,16 @@ impl From<std::io::Error> for Refusal {
 
 /// Serves one connection from its first byte to its last. `login` is its place among those that log in.
 pub async fn serve(shared: Arc<Shared>, tcp: TcpStream, login: OwnedSemaphorePermit) {
+    // What a task may ever wait for is room that it always takes: logging in, which is over soon, has room of its own.
+    if let Some(session) = Box::pin(begin(shared, tcp, login)).await {
+        session.run().await;
+    }
+}
+
+/// The session of a client that has logged in. `None`: it has not, and knows why.
+async fn begin(shared: Arc<Shared>, tcp: TcpStream, login: OwnedSemaphorePermit) -> Option<Box<Session>> {
     let address = tcp.peer_addr().ok().map(|address| address.ip());
-    let Some(Greeting { stream, startup, channel }) = greet(&shared, tcp).await else { return };
+    let Greeting { stream, startup, channel } = greet(&shared, tcp).await?;
     // The relay reads ahead, so the client's stream is in it from here on.
     let slot = Arc::new(Slot::default());
     let mut relay = Relay::new(Role::Entry, stream, slot);
@@ -81,9 +89,12 @@ pub async fn serve(shared: Arc<Shared>, tcp: TcpStream, login: OwnedSemaphorePer
     };
     drop((login, channel));
     match outcome {
-        Ok(made) => Session::new(shared, relay, made).run().await,
-        Err(Refusal::Gone) => {}
-        Err(Refusal::Told(error)) => end(relay.client, &error).await,
+        Ok(made) => Some(Box::new(Session::new(shared, relay, made))),
+        Err(Refusal::Gone) => None,
+        Err(Refusal::Told(error)) => {
+            end(relay.client, &error).await;
+            None
+        }
     }
 }
 

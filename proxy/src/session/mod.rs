@@ -96,7 +96,8 @@ impl Session {
         }
     }
 
-    pub async fn run(mut self) {
+    /// Serves it to its end. What happens seldom has room of its own while it happens, so that an idle session takes little.
+    pub async fn run(mut self: Box<Self>) {
         loop {
             let event = match self.last_word {
                 None => self.relay.event().await,
@@ -105,32 +106,33 @@ impl Session {
                     .unwrap_or_else(|_| Event::ServerLost(MOVED.to_owned())),
             };
             let next = match event {
-                Event::Signal => self.look().await,
-                Event::Request if self.member.is_some() => self.attach_shared().await,
-                Event::Request => self.attach().await,
+                Event::Signal => Box::pin(self.look()).await,
+                Event::Request if self.member.is_some() => Box::pin(self.attach_shared()).await,
+                Event::Request => Box::pin(self.attach()).await,
                 Event::Idle => self.release(),
-                Event::Barrier => self.barrier().await,
+                Event::Barrier => Box::pin(self.barrier()).await,
                 Event::Parked => {
-                    self.lost_here(End::Released, "the primary is being moved to another node").await
+                    Box::pin(self.lost_here(End::Released, "the primary is being moved to another node"))
+                        .await
                 }
-                Event::ServerLost(why) => self.lost_here(End::Lost, &why).await,
-                Event::ServerEnded(why) => self.lost_here(End::Over, &why).await,
+                Event::ServerLost(why) => Box::pin(self.lost_here(End::Lost, &why)).await,
+                Event::ServerEnded(why) => Box::pin(self.lost_here(End::Over, &why)).await,
                 Event::Control(Control::Ended { why, end, delivered, rest }) => {
-                    self.lost(end, &why, Some(delivered), Some(rest)).await
+                    Box::pin(self.lost(end, &why, Some(delivered), Some(rest))).await
                 }
-                Event::Control(Control::NotOpen { why }) => self.lost_here(End::Lost, &why).await,
+                Event::Control(Control::NotOpen { why }) => Box::pin(self.lost_here(End::Lost, &why)).await,
                 Event::ClientClosed => return,
                 Event::ClientMalformed(why) => {
-                    self.fatal(ErrorReply::fatal("08P01", why)).await;
+                    Box::pin(self.fatal(ErrorReply::fatal("08P01", why))).await;
                     Next::End
                 }
                 Event::Refused => {
-                    self.fatal(down::refusal("FATAL")).await;
+                    Box::pin(self.fatal(down::refusal("FATAL"))).await;
                     Next::End
                 }
             };
             if matches!(next, Next::End) {
-                return hello::end(self.relay.client, &[]).await;
+                return Box::pin(hello::end(self.relay.client, &[])).await;
             }
         }
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::process::Command;
 
 const TABLES: usize = 24;
-const ROWS: usize = 16_000;
+const ROWS: usize = 4_000;
 const LIMIT: Duration = Duration::from_secs(60);
 /// For a program to begin to copy a table.
 const WORK_LIMIT: Duration = Duration::from_secs(20);
