@@ -5,6 +5,7 @@
 //! request that might have committed something counts as one that did.
 
 mod loss;
+mod outstanding;
 
 use super::header::c_string;
 use super::inquiry::{Known, statement_name};
@@ -12,31 +13,11 @@ use super::kept::Kept;
 use super::outcome::{self, Batch, Heard, Kind, Outcome};
 use crate::guard::{self, Marks};
 pub use loss::{Committing, Loss};
+use outstanding::{CopyIn, Outstanding, Wait};
 use std::collections::VecDeque;
 
 /// Requests without an answer that a session may have; above this the relay stops reading from the client.
 pub const MAX_OUTSTANDING: usize = 64 * 1024;
-
-/// A request that a ReadyForQuery will answer, or the end of a COPY that may have to be matched to one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wait {
-    /// Query or FunctionCall.
-    Simple,
-    /// And how many Parse messages had been sent before it.
-    Sync(u32),
-    CopyEnd,
-    /// A question of ours between requests.
-    Call,
-    /// A question of ours within a batch, and how many Parse messages of the client had been sent before it.
-    Statement(u32),
-}
-
-impl Wait {
-    /// The client waits for its answer.
-    fn is_clients(self) -> bool {
-        matches!(self, Wait::Simple | Wait::Sync(_))
-    }
-}
 
 /// The form in which the server is asked for the transaction that is about to commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,9 +45,7 @@ impl Does {
 pub struct Tracker {
     /// Of the last ReadyForQuery: idle `I`, in a transaction `T`, in a failed one `E`.
     status: u8,
-    waits: VecDeque<Wait>,
-    /// How many of `waits` are the client's.
-    answers: usize,
+    waits: Outstanding,
     /// Extended-protocol messages were sent and no Sync after them.
     batch: bool,
     /// What was begun last is a Sync that ends nothing, and so is all before it that has no answer.
@@ -94,8 +73,6 @@ pub struct Tracker {
     /// Parse messages of ours that are not answered, by their numbers among all.
     ours: VecDeque<u32>,
     outcome: Outcome,
-    /// Questions of ours in `waits`.
-    questions: usize,
     /// When the last question was sent, a request in flight might have ended the transaction, or there was none.
     asked_too_late: bool,
     /// What is bound in the batch that was begun.
@@ -115,8 +92,7 @@ impl Default for Tracker {
     fn default() -> Self {
         Tracker {
             status: b'I',
-            waits: VecDeque::new(),
-            answers: 0,
+            waits: Outstanding::default(),
             batch: false,
             bare_sync: false,
             opens: None,
@@ -132,7 +108,6 @@ impl Default for Tracker {
             kept: Kept::default(),
             ours: VecDeque::new(),
             outcome: Outcome::default(),
-            questions: 0,
             asked_too_late: false,
             bound: Batch::default(),
             unnamed_kind: Kind::Other,
@@ -164,7 +139,7 @@ impl Tracker {
     /// No answer is outstanding and no request begun.
     #[inline]
     pub fn is_quiet(&self) -> bool {
-        self.answers == 0 && !self.batch && !self.copy_in
+        self.waits.answers() == 0 && !self.batch && !self.copy_in
     }
 
     /// What is waited for next is the end of a transaction, which a quorum has to have first.
@@ -225,7 +200,7 @@ impl Tracker {
 
     /// Answers that are outstanding, and whether a batch was begun behind them.
     pub fn outstanding(&self) -> (usize, bool) {
-        (self.answers, self.batch)
+        (self.waits.answers(), self.batch)
     }
 
     /// A message of the client; `marks` of its text, if it has one. False: PostgreSQL knows no such message.
@@ -304,8 +279,7 @@ impl Tracker {
         if self.is_quiet() {
             self.requests += 1;
         }
-        self.waits.push_back(wait);
-        self.answers += 1;
+        self.waits.push(wait);
         self.bare_sync = false;
         self.opens = None;
     }
@@ -416,8 +390,7 @@ impl Tracker {
         // A Query ends with itself; a batch with its Sync.
         self.asked = true;
         self.asked_too_late = !self.in_transaction() || self.ends || self.commits;
-        self.questions += 1;
-        self.waits.push_back(match question {
+        self.waits.push(match question {
             Question::Call => Wait::Call,
             Question::Statement => Wait::Statement(self.kept.parses_sent()),
         });
@@ -431,10 +404,10 @@ impl Tracker {
 
     /// A message of the server, while [`Tracker::listens`]: false, if it is for the client.
     pub fn hear(&mut self, tag: u8, body: &[u8]) -> bool {
-        let heard = match self.waits.iter().find(|wait| **wait != Wait::CopyEnd) {
+        let heard = match self.waits.next() {
             Some(Wait::Call) => self.outcome.hear_call(tag, body),
             Some(Wait::Statement(parses)) => {
-                self.hearing |= tag == b'1' && self.kept.parses_answered() == *parses;
+                self.hearing |= tag == b'1' && self.kept.parses_answered() == parses;
                 if !self.hearing {
                     return false;
                 }
@@ -444,12 +417,7 @@ impl Tracker {
         };
         if heard == Heard::End {
             self.hearing = false;
-            while let Some(wait) = self.waits.pop_front() {
-                if wait != Wait::CopyEnd {
-                    self.questions = self.questions.saturating_sub(1);
-                    break;
-                }
-            }
+            self.waits.heard();
         }
         matches!(heard, Heard::Ours | Heard::End)
     }
@@ -468,27 +436,20 @@ impl Tracker {
             self.copy_in = false;
         } else if !self.is_quiet() {
             // It may have been sent before the server says that it wants data.
-            self.waits.push_back(Wait::CopyEnd);
+            self.waits.push(Wait::CopyEnd);
         }
     }
 
     /// `ReadyForQuery`.
     #[inline]
     pub fn ready(&mut self, status: u8) {
-        while let Some(wait) = self.waits.pop_front() {
-            if let Wait::Sync(parses) = wait {
-                self.kept.synced(parses);
-                while self.ours.front().is_some_and(|number| (parses.wrapping_sub(*number) as i32) > 0) {
-                    self.ours.pop_front();
-                }
+        if let Some(Wait::Sync(parses)) = self.waits.answered() {
+            self.kept.synced(parses);
+            while self.ours.front().is_some_and(|number| (parses.wrapping_sub(*number) as i32) > 0) {
+                self.ours.pop_front();
             }
-            if wait.is_clients() {
-                self.answers -= 1;
-                break;
-            }
-            self.questions = self.questions.saturating_sub(usize::from(wait != Wait::CopyEnd));
         }
-        if self.questions == 0 {
+        if self.waits.questions() == 0 {
             self.outcome.answered();
         } else {
             self.outcome.answered_before();
@@ -497,15 +458,14 @@ impl Tracker {
         self.status = status;
         self.copy_in = false;
         self.ended_block = false;
-        if status == b'I' && self.answers == 0 {
+        if status == b'I' && self.waits.answers() == 0 {
             self.bound_commits = false;
         }
-        if self.answers == 0 && !self.batch {
+        if self.waits.answers() == 0 && !self.batch {
             self.executes = false;
             self.commits = false;
             self.ends = false;
             self.waits.clear();
-            self.questions = 0;
             if status == b'I' {
                 self.kept.settle();
             }
@@ -514,32 +474,9 @@ impl Tracker {
 
     /// `CopyInResponse`: what the server reads until the copy's end is data, and a Sync among it is ignored.
     pub fn copy_in_response(&mut self) {
-        self.copy_in = true;
-        if self.waits.front() == Some(&Wait::Simple) {
-            if self.waits.get(1) == Some(&Wait::CopyEnd) {
-                self.waits.remove(1);
-                self.copy_in = false;
-            }
-            return;
-        }
-        while let Some(wait) = self.waits.front() {
-            match wait {
-                Wait::Sync(_) => {
-                    self.waits.pop_front();
-                    self.answers -= 1;
-                    if self.waits.is_empty() {
-                        self.batch = true;
-                    }
-                }
-                Wait::CopyEnd => {
-                    self.waits.pop_front();
-                    self.copy_in = false;
-                    return;
-                }
-                Wait::Simple | Wait::Call | Wait::Statement(_) => return,
-            }
-        }
-        self.batch = true;
+        let copy = self.waits.copies_in();
+        self.copy_in = copy != CopyIn::Ended;
+        self.batch |= copy == CopyIn::GoesInBatch;
     }
 
     /// Whether a CommandComplete or ReadyForQuery, not told to the tracker yet, may tell of a commit. Outside a
@@ -597,7 +534,7 @@ impl Tracker {
 
     /// Whether the answer that comes next is that of a Query.
     pub fn answers_simple(&self) -> bool {
-        self.waits.front() == Some(&Wait::Simple)
+        self.waits.front() == Some(Wait::Simple)
     }
 
     /// Nothing is in flight any more: it never reached a server, or the session has been told that it was lost.

@@ -46,13 +46,13 @@ impl Tracker {
     }
 
     fn next_is_statement(&self) -> bool {
-        self.waits.iter().any(|wait| matches!(wait, Wait::Statement(_)))
+        self.waits.has_statement()
     }
 
     /// Looks for the answer to a question of ours. Returns what is the client's and came before its end.
     fn hear_rest(&mut self, mut rest: &[u8]) -> Vec<u8> {
         let mut held = Vec::new();
-        while self.waits.iter().any(|wait| matches!(wait, Wait::Call | Wait::Statement(_)))
+        while self.waits.questions() > 0
             && let Ok(Some(header)) = peek(rest)
             && header.total <= rest.len()
         {
@@ -79,7 +79,7 @@ impl Tracker {
             return self.kept.describe().map_or(Loss::Keep, Loss::State);
         }
         if self.bare_sync {
-            return self.kept.describe().map_or(Loss::Synced(self.answers), Loss::State);
+            return self.kept.describe().map_or(Loss::Synced(self.waits.answers()), Loss::State);
         }
         if self.status == b'E' && self.is_quiet() {
             // Its client knows already that nothing of it will be.
@@ -89,20 +89,20 @@ impl Tracker {
         if let Some(tag) = self.opens {
             return self.kept.describe().map_or(Loss::Opened(tag), Loss::State);
         }
-        let alone = self.answers + usize::from(self.batch) <= 1;
-        let next = self.waits.iter().find(|wait| **wait != Wait::CopyEnd);
-        if said_all && next.is_some_and(|wait| !wait.is_clients()) {
+        let alone = self.waits.answers() + usize::from(self.batch) <= 1;
+        let next = self.waits.next();
+        if said_all && matches!(next, Some(Wait::Call | Wait::Statement(_))) {
             // It answers in order, and a question before it goes on to the commit behind it.
             return aborted();
         }
-        if heard_all && self.questions > 0 && !self.asked_too_late {
+        if heard_all && self.waits.questions() > 0 && !self.asked_too_late {
             // Nor where requests before the question, which end nothing, have no answer: a driver that closes a statement, and
             // commits without waiting for the answer to that.
             return aborted();
         }
-        if self.answers == 1
+        if self.waits.answers() == 1
             && !self.batch
-            && self.waits.iter().all(|wait| wait.is_clients())
+            && self.waits.are_all_clients()
             && let Some((learnt, answer)) = self.outcome.at_loss()
         {
             let Learnt::Id(id) = learnt else { return aborted() };
