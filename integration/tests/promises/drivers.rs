@@ -146,28 +146,32 @@ async fn begun(looker: &Session, drivers: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn happen(cluster: &Cluster, event: Event) -> anyhow::Result<()> {
+/// When it began.
+async fn happen(cluster: &Cluster, event: Event) -> anyhow::Result<Instant> {
     match event {
         Event::Switchovers => switch_twice(cluster).await,
         Event::LostPostmaster => kill_postmaster(cluster).await,
     }
 }
 
-async fn switch_twice(cluster: &Cluster) -> anyhow::Result<()> {
+async fn switch_twice(cluster: &Cluster) -> anyhow::Result<Instant> {
+    let mut began = None;
     for _ in 0..2 {
         let before = cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?.primary()?.node.clone();
         let order = format!("SWITCHOVER DATABASE {DEMO_DATABASE}");
-        cluster.admin().await?.carry_out(&order, SWITCH_LIMIT).await?;
+        let admin = cluster.admin().await?;
+        began.get_or_insert_with(Instant::now);
+        admin.carry_out(&order, SWITCH_LIMIT).await?;
         let after = cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?.primary()?.node.clone();
         ensure!(before != after, "the primary stayed on {before}");
     }
-    Ok(())
+    began.context("no switchover")
 }
 
-async fn kill_postmaster(cluster: &Cluster) -> anyhow::Result<()> {
+async fn kill_postmaster(cluster: &Cluster) -> anyhow::Result<Instant> {
     let view = cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?;
     let lost = view.primary()?.node.clone();
-    nemesis::kill_postmaster(view.primary()?)?;
+    let harm = nemesis::kill_postmaster(view.primary()?)?;
     cluster.failed_over(DEMO_DATABASE, &lost, SWITCH_LIMIT).await?;
-    Ok(())
+    Ok(harm.at)
 }

@@ -70,8 +70,7 @@ async fn during<F: Future<Output = anyhow::Result<Said>>>(
             Ok(if rows == [[Some("0".to_owned())]] { Err("none") } else { Ok(()) })
         })
         .await?;
-        let before = began.elapsed();
-        happen(cluster, event).await.map(|()| before)
+        happen(cluster, event).await.map(|at| at.duration_since(began))
     };
     let ((said, took), happened) = tokio::join!(working, happening);
     let (before, said) = (happened?, said?);

@@ -25,7 +25,7 @@ pub async fn during(
     entry: &Endpoint,
     looker: &Session,
     event: Event,
-    happening: impl Future<Output = anyhow::Result<()>>,
+    happening: impl Future<Output = anyhow::Result<Instant>>,
 ) -> anyhow::Result<()> {
     let url = entry.url();
     let began = Instant::now();
