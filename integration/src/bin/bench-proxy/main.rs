@@ -111,7 +111,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
             report.logins.entry(side.name).or_default().push(logins);
         }
     }
-    for side in sides.iter().filter(|side| side.has_pool() && args.idle_clients > 0) {
+    for side in sides.iter().filter(|side| side.has_pool() && side.is_one_process() && args.idle_clients > 0)
+    {
         side.prepare().await?;
         let bytes = logins::idle_bytes(side, args.idle_clients).await.context(side.name)?;
         eprintln!("{} idle clients, {}: {bytes:.0} bytes each", args.idle_clients, side.name);

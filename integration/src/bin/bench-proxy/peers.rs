@@ -70,6 +70,11 @@ impl Side {
         self.pids.iter().map(of).sum()
     }
 
+    /// Of several, one may give back to the system what the other takes, and the sum says nothing of either.
+    pub fn is_one_process(&self) -> bool {
+        self.pids.len() == 1
+    }
+
     pub fn has_proxy(&self) -> bool {
         !self.pids.is_empty()
     }
