@@ -104,15 +104,31 @@ fn configuration(
         voters.pop_last();
     }
     if voters.is_empty() {
-        voters = members
-            .iter()
-            .filter(|r| **r != winner && database.replicas.contains_key(r))
-            .copied()
-            .take(wanted)
-            .collect();
+        voters = placeholders(ballot, positions, winner, wanted);
     }
     let k = database.current.k.min(voters.len() as u32).max(1);
     Configuration { primary: winner, voters, k }
+}
+
+/// Who is named as a voter when nobody can vote: who may come back and follow. Where everybody is divergent, the most
+/// advanced alone: it is the one that is kept, and the others may make room for a new copy.
+fn placeholders(
+    ballot: &Ballot<'_>,
+    positions: &BTreeMap<ReplicaId, Position>,
+    winner: ReplicaId,
+    wanted: usize,
+) -> BTreeSet<ReplicaId> {
+    let database = ballot.database;
+    let others = || {
+        let members = database.members().into_iter();
+        members.filter(|r| *r != winner && database.replicas.contains_key(r))
+    };
+    let may_follow: BTreeSet<ReplicaId> =
+        others().filter(|r| !ballot.divergent.contains(r)).take(wanted).collect();
+    if !may_follow.is_empty() {
+        return may_follow;
+    }
+    others().max_by_key(|r| (positions.get(r).map(Position::rank), *r)).into_iter().collect()
 }
 
 /// Whether a log at `position` is a prefix of the winner's, as far as positions and the recorded history tell.

@@ -234,9 +234,39 @@ fn replace_placeholders(view: &View<'_>, database: &Database, progress: &Progres
     if building || may_return && waited < view.timers.replace_after {
         return Vec::new();
     }
-    let lost = || learners.iter().find(|r| is_lost(**r) && !database.members().contains(*r));
     // Where every node holds a copy, one that is lost makes room.
-    super::settle::allocate(view, database).or_else(|| Some(drop_lost(*lost()?))).into_iter().collect()
+    let members = database.members();
+    let lost = || learners.iter().copied().find(|r| is_lost(*r) && !members.contains(r));
+    super::settle::allocate(view, database)
+        .or_else(|| Some(drop_lost(lost().or_else(|| outdone(database, progress, &learners))?)))
+        .or_else(|| narrow(view, database, progress))
+        .into_iter()
+        .collect()
+}
+
+/// Whom another copy that cannot follow either outdoes: by every position that is known of them.
+///
+/// Its log and the candidate's may seem to be the only two that hold what was acknowledged, but all that it acknowledged
+/// is in a log that ranks as high or higher. If their epoch rows are of one reign, the higher is the longer; if not, the
+/// higher reign's primary was elected by a cover of everything that the lower may have acknowledged. So without it as
+/// many copies hold each acknowledged commit as before, and it may go, while the highest stays until the barrier.
+fn outdone(database: &Database, progress: &Progress, among: &[ReplicaId]) -> Option<ReplicaId> {
+    let rank = |r: ReplicaId| {
+        let known = progress.divergent.contains(&r) && !database.is_barred(r);
+        Some((progress.fences.get(&r).filter(|_| known)?.position?.rank(), r))
+    };
+    let highest = database.copies().filter_map(rank).max()?;
+    among.iter().filter_map(|r| rank(*r)).filter(|lower| *lower < highest).min().map(|(_, r)| r)
+}
+
+/// Nobody makes room because all that could are voters, none of whom can follow: the next election names the highest of
+/// them alone, and the others may go.
+fn narrow(view: &View<'_>, database: &Database, progress: &Progress) -> Option<Act> {
+    let voters: Vec<ReplicaId> = database.current.voters.iter().copied().collect();
+    let known = voters.iter().all(|r| progress.divergent.contains(r) && is_divergent(view, *r));
+    let spare = outdone(database, progress, &voters).filter(|_| known)?;
+    let reason = format!("{spare} cannot follow, and its node is wanted for a copy that can");
+    Some(Act::Elect(Trigger::new(reason, view.me, database.current.primary)))
 }
 
 fn drop_lost(replica: ReplicaId) -> Act {

@@ -200,6 +200,56 @@ fn where_every_node_holds_a_copy_a_lost_one_makes_room() {
     assert_eq!(dropped, [learner], "what counted before the election is kept: {acts:?}");
 }
 
+/// Found by the simulator, seed 1796000324001: every copy had counted in an election that was never recorded, none could
+/// follow its winner, and each held a node.
+#[test]
+fn where_every_copy_counts_and_none_can_follow_the_lesser_makes_room() {
+    let mut world = World::new(3);
+    let (candidate, voters) = (world.db().current.primary, world.db().current.voters.clone());
+    let (d, coordinator) = (world.db().clone(), world.me);
+    world.apply(&d, Change::Elect { coordinator });
+    let unrecorded = world.db().epoch.reign();
+    let d = world.db().clone();
+    world.apply(&d, Change::Elect { coordinator });
+    let reign = world.db().epoch.reign();
+    world.replicas.get_mut(&candidate).unwrap().write_row(reign);
+    for (longer, id) in voters.iter().enumerate() {
+        let lsn = Lsn(500 - 100 * longer as u64);
+        let fake = world.replicas.get_mut(id).unwrap();
+        fake.position = Position { epoch: unrecorded, lsn, timeline: Timeline(7) };
+    }
+    let (higher, lower) = (*voters.first().unwrap(), *voters.last().unwrap());
+    world.run_until("nobody follows", |w| voters.iter().all(|r| w.progress.divergent.contains(r)));
+    assert_eq!(world.db().current.voters, voters, "both were taken for followers");
+    let d = world.db().clone();
+    world.apply(&d, Change::DropReplica { replica: lower });
+    assert!(matches!(world.refused.pop(), Some(Refusal::Unsafe(_))), "its flush may count yet");
+    world.run_until("room is made", |w| !w.db().replicas.contains_key(&lower));
+    assert_eq!(world.db().current.voters, BTreeSet::from([higher]));
+    assert!(world.db().members().contains(&lower), "what it may have acknowledged is still to be covered");
+    world.run_until("whole", World::is_whole);
+    assert_eq!(world.db().current.primary, candidate);
+    assert!(world.refused.is_empty(), "{:?}", world.refused);
+}
+
+/// The only other log that may hold what was acknowledged stays.
+#[test]
+fn the_last_copy_that_counts_makes_no_room() {
+    let mut world = World::new(3);
+    let (_, mut progress) = alone_among_the_divergent(&mut world);
+    let reports = world.reports();
+    let makes_room = |progress: &Progress| {
+        next(&world.view(&reports), world.db(), progress)
+            .iter()
+            .any(|act| matches!(act, Act::Elect(_) | Act::Propose { change: Change::DropReplica { .. }, .. }))
+    };
+    let other = world.db().members().into_iter().find(|r| !world.db().current.contains(*r)).unwrap();
+    progress.divergent.insert(other);
+    assert!(makes_room(&progress), "the lesser of two");
+    progress.fences.get_mut(&other).unwrap().position = None;
+    assert!(!makes_room(&progress), "nobody knows what the other holds");
+}
+
 #[test]
 fn the_history_of_a_primary_begins_after_whoever_was_to_be_primary_between() {
     let mut world = World::new(4);

@@ -21,7 +21,7 @@ pub(super) struct Fake {
 }
 
 impl Fake {
-    fn write_row(&mut self, reign: Epoch) {
+    pub fn write_row(&mut self, reign: Epoch) {
         self.position.epoch = reign;
         self.position.lsn.0 += 1;
         if self.rows.iter().all(|(row, _)| *row != reign) {
@@ -370,7 +370,8 @@ impl World {
                     fake.gate = GateReport::Held;
                 }
                 Reply::Fenced(Fenced {
-                    position: (fake.alive && fake.run == RunState::Running).then_some(fake.position),
+                    position: (fake.alive && matches!(fake.run, RunState::Running | RunState::Divergent))
+                        .then_some(fake.position),
                     role: fake.role,
                     lease_left_ms: 100,
                     note: String::new(),
