@@ -32,6 +32,7 @@ mod rewind;
 mod strict;
 mod switchover;
 mod switchover_loss;
+mod torn_log;
 
 /// A file that nobody declares would be a promise that nobody tests.
 #[test]

@@ -101,6 +101,13 @@ pub trait ReplicaInstance: Send + Sync + 'static {
     async fn is_log_gone(&self) -> bool {
         false
     }
+    /// See [`Instance::is_torn`].
+    async fn is_torn(&self, _end: Lsn) -> Result<bool, InstanceError> {
+        Ok(false)
+    }
+    async fn take_torn_off(&self, _end: Lsn) -> Result<(), InstanceError> {
+        Ok(())
+    }
 }
 
 /// A standby's end of its tunnel, with the promises of [`Downstream`].
@@ -248,6 +255,14 @@ impl ReplicaInstance for Instance {
 
     async fn is_log_gone(&self) -> bool {
         Instance::is_log_gone(self).await
+    }
+
+    async fn is_torn(&self, end: Lsn) -> Result<bool, InstanceError> {
+        Instance::is_torn(self, end).await
+    }
+
+    async fn take_torn_off(&self, end: Lsn) -> Result<(), InstanceError> {
+        Instance::take_torn_off(self, end).await
     }
 }
 

@@ -10,7 +10,7 @@ use crate::instance::{InstanceError, StopMode};
 use crate::tunnel::Route;
 use quorate_model::configuration::SENTINEL_SYNC_NAMES;
 use quorate_model::position::{Relation, relate};
-use quorate_model::{Epoch, InstanceRole, Lineage, NodeId, ReplicaId, RunState};
+use quorate_model::{Epoch, InstanceRole, Lineage, NodeId, Position, ReplicaId, RunState};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -242,6 +242,7 @@ impl Agent {
                     timeline: position.timeline,
                 });
             }
+            self.take_torn_off(replica, reign, &position, lineage).await?;
         }
         let mut state = replica.state();
         let first = state.follow(replica.id, reign)?;
@@ -252,6 +253,38 @@ impl Agent {
             self.gates().close(replica.database, "another replica is primary now");
         }
         Ok(())
+    }
+
+    /// A log that ends inside a record cannot go on from before it. Where it is so, this takes the record off and fails:
+    /// the keeper starts the instance again, and the next try finds its log whole.
+    async fn take_torn_off(
+        &self,
+        replica: &Arc<Replica>,
+        reign: Epoch,
+        position: &Position,
+        lineage: &[Lineage],
+    ) -> Result<(), Failure> {
+        let goes_on = lineage.last().is_none_or(|present| present.timeline == position.timeline);
+        if goes_on || !replica.instance.is_torn(position.lsn).await.map_err(failed)? {
+            return Ok(());
+        }
+        let _changing = replica.changing.lock().await;
+        let end = replica.instance.position().await.map_err(failed)?.lsn;
+        let is_torn = replica.instance.is_torn(end).await.map_err(failed)?;
+        let may_follow = {
+            let state = replica.state();
+            state.obeys(replica.id, reign)?;
+            // If it has begun to follow meanwhile, it was found whole, and there is more behind this end by now.
+            state.role == InstanceRole::Standby && state.needs_check(reign)
+        };
+        if is_torn && may_follow {
+            tracing::warn!(
+                database = %replica.database, replica = %replica.id, %end,
+                "the log ends inside a record that the history does not hold; it is taken off"
+            );
+            replica.instance.take_torn_off(end).await.map_err(failed)?;
+        }
+        Err(Failure::Instance(format!("{} starts again, without a record that was torn", replica.id)))
     }
 
     async fn barrier(

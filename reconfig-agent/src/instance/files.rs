@@ -59,10 +59,11 @@ pub fn replace(
 }
 
 pub fn sync_parent(path: &Path) -> Result<(), InstanceError> {
-    let Some(parent) = path.parent() else { return Ok(()) };
-    File::open(parent)
-        .and_then(|directory| directory.sync_all())
-        .map_err(InstanceError::file("flushing", parent))
+    path.parent().map_or(Ok(()), sync_directory)
+}
+
+pub fn sync_directory(path: &Path) -> Result<(), InstanceError> {
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(InstanceError::file("flushing", path))
 }
 
 /// Removes a file or a symbolic link; its absence is what was wanted.

@@ -38,6 +38,7 @@ mod sync_names;
 #[cfg(test)]
 mod tests;
 mod tool;
+mod torn;
 mod trust;
 mod user;
 mod version;

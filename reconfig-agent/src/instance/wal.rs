@@ -85,11 +85,27 @@ impl Segments {
         if page.is_multiple_of(self.bytes) { LONG_HEADER_BYTES } else { SHORT_HEADER_BYTES }
     }
 
+    /// The number of the segment that holds `lsn`.
+    pub fn number(self, lsn: Lsn) -> u64 {
+        lsn.0 / self.bytes
+    }
+
     /// The name of the segment file that holds `lsn`: timeline, then the segment's number in two halves.
     pub fn name(self, timeline: Timeline, lsn: Lsn) -> String {
-        let segment = lsn.0 / self.bytes;
-        let per_id = (1u64 << 32) / self.bytes;
+        let (segment, per_id) = (self.number(lsn), self.per_id());
         format!("{:08X}{:08X}{:08X}", timeline.0, segment / per_id, segment % per_id)
+    }
+
+    /// The number of the segment in a file of that name, on whatever timeline; nothing for any other file.
+    pub fn number_of_file(self, name: &str) -> Option<u64> {
+        timeline_of_file(name).filter(|_| name.len() == 24)?;
+        let half = |digits: &str| u64::from_str_radix(digits, 16).ok();
+        Some(half(&name[8..16])? * self.per_id() + half(&name[16..])?)
+    }
+
+    /// Segments in what the first half of a number counts.
+    fn per_id(self) -> u64 {
+        (1 << 32) / self.bytes
     }
 
     /// Where in its file `lsn` is.
@@ -191,7 +207,12 @@ mod tests {
     fn file_names() {
         let lsn = Lsn(0x1_2345_6789);
         assert_eq!(USUAL.name(Timeline(3), lsn), "000000030000000100000023");
-        assert_eq!(Segments { bytes: 4 << 20 }.name(Timeline(3), lsn), "00000003000000010000008D");
+        let small = Segments { bytes: 4 << 20 };
+        assert_eq!(small.name(Timeline(3), lsn), "00000003000000010000008D");
+        for log in [USUAL, small] {
+            assert_eq!(log.number_of_file(&log.name(Timeline(3), lsn)), Some(log.number(lsn)));
+        }
+        assert_eq!(small.number_of_file("0000000A.history"), None);
         assert_eq!(timeline_of_file("000000030000000100000023"), Some(Timeline(3)));
         assert_eq!(timeline_of_file("0000000A.history"), Some(Timeline(10)));
         for other in ["archive_status", "000000030000000100000023.partial", "xlogtemp.12", ""] {

@@ -13,7 +13,7 @@ use quorate_model::*;
 use quorate_transport::{CallError, Handler, PeerNetwork, Service};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, broadcast, watch};
@@ -78,6 +78,8 @@ pub struct Still {
     position: Mutex<Option<(Held, Position)>>,
     complaints: Mutex<Option<Held>>,
     seeds: Mutex<Option<Held>>,
+    torn: AtomicBool,
+    taken_off: AtomicUsize,
 }
 
 impl Still {
@@ -87,6 +89,16 @@ impl Still {
 
     pub fn stops(&self) -> usize {
         self.stops.load(Ordering::SeqCst)
+    }
+
+    /// Its log ends inside a record, in another segment than the one in which that begins.
+    pub fn tear(&self, torn: bool) {
+        self.torn.store(torn, Ordering::SeqCst);
+    }
+
+    /// How often a torn record was taken off.
+    pub fn taken_off(&self) -> usize {
+        self.taken_off.load(Ordering::SeqCst)
     }
 
     /// The next question for the end of the log waits, and is then answered like this.
@@ -207,6 +219,16 @@ impl ReplicaInstance for Still {
             }
             None => false,
         }
+    }
+
+    async fn is_torn(&self, _: Lsn) -> Result<bool, InstanceError> {
+        Ok(self.torn.load(Ordering::SeqCst))
+    }
+
+    async fn take_torn_off(&self, _: Lsn) -> Result<(), InstanceError> {
+        self.tear(false);
+        self.taken_off.fetch_add(1, Ordering::SeqCst);
+        Ok(())
     }
 }
 
@@ -386,6 +408,8 @@ impl World {
             position: Mutex::default(),
             complaints: Mutex::default(),
             seeds: Mutex::default(),
+            torn: AtomicBool::default(),
+            taken_off: AtomicUsize::default(),
         });
         let tunnel = Arc::new(Tunnel::default());
         let parts = Parts {

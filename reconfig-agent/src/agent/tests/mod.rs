@@ -102,6 +102,49 @@ async fn a_late_check_of_the_log_makes_no_primary_divergent() {
     assert_eq!(world.replica.state().role, InstanceRole::Primary);
 }
 
+/// The history goes on before the record in which its log ends.
+#[tokio::test]
+async fn a_torn_log_follows_after_what_is_torn_was_taken_off() {
+    let world = World::new();
+    world.is_standby();
+    world.instance.tear(true);
+    assert!(world.order(2, attach()).await.unwrap().is_err());
+    assert_eq!((world.instance.taken_off(), world.tunnel.attached()), (1, 0));
+    world.order(2, attach()).await.unwrap().unwrap();
+    assert_eq!((world.instance.taken_off(), world.tunnel.attached()), (1, 1));
+}
+
+/// The primary was elected again, and its log goes on with the rest of the record.
+#[tokio::test]
+async fn a_record_that_goes_on_is_not_taken_off() {
+    let world = World::new();
+    world.is_standby();
+    world.instance.tear(true);
+    let history = ground::history()[..1].to_vec();
+    let again = What::Attach { primary: OTHER, node: ground::node_of(OTHER), history };
+    world.order(2, again).await.unwrap().unwrap();
+    assert_eq!((world.instance.taken_off(), world.tunnel.attached()), (0, 1));
+}
+
+/// Its log was found torn, and while that was to be mended it was mended and follows: there is more behind the end that was
+/// found, and it may be acknowledged.
+#[tokio::test]
+async fn nothing_is_taken_off_who_follows_by_now() {
+    let world = World::new();
+    world.is_standby();
+    world.instance.tear(true);
+    let busy = world.replica.changing.lock().await;
+    let late = world.order(2, attach());
+    ground::pass_on().await;
+    world.instance.tear(false);
+    world.order(2, attach()).await.unwrap().unwrap();
+    // As it looks while a long record is streamed.
+    world.instance.tear(true);
+    drop(busy);
+    assert!(late.await.unwrap().is_err());
+    assert_eq!((world.instance.taken_off(), world.tunnel.attached()), (0, 1));
+}
+
 /// A standby asked its primary in vain for log. While that was found out, it was elected.
 #[tokio::test]
 async fn a_late_look_at_a_standbys_complaints_fails_no_primary() {

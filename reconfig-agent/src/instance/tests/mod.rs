@@ -11,3 +11,4 @@ mod rewind;
 mod shim;
 mod storage;
 mod timings;
+mod torn;
