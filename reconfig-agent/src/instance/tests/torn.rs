@@ -2,17 +2,21 @@
 
 use super::fixture::*;
 use crate::instance::position::segments;
-use crate::instance::wal::SEGMENT_MIB;
+use crate::instance::wal::{PAGE_BYTES, SEGMENT_MIB};
 use crate::instance::{Instance, InstanceError, Process};
 use quorate_model::{Epoch, Lsn, Timeline};
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 use uuid::Uuid;
 
 const SEGMENT_BYTES: u64 = SEGMENT_MIB << 20;
+/// What a walsender sends at once (`MAX_SEND_SIZE`).
+const SENT_BYTES: u64 = 128 << 10;
 
-/// Two standbys, the second in the place of whoever follows the first once that is primary. Both have all of a record's
-/// segment, of which the record is the last, and nothing of the segment after it. The former primary is gone.
-async fn torn(world: &World) -> (Instance, Instance, Lsn) {
+/// Two standbys, the second in the place of whoever follows the first once that is primary. The log of both goes on for so
+/// many bytes behind the page in which its last record begins, or to the end of the segment, and the record is longer than
+/// that. The former primary is gone.
+async fn torn(world: &World, behind: u64) -> (Instance, Instance, Lsn) {
     let primary = world.primary(1).await;
     let (candidate, to_candidate) = world.standby(2, &primary).await;
     let (follower, to_follower) = world.standby(3, &primary).await;
@@ -39,6 +43,9 @@ async fn torn(world: &World) -> (Instance, Instance, Lsn) {
         std::fs::copy(pg_wal(&primary).join(&name), pg_wal(standby).join(&name)).unwrap();
         let next = log.name(Timeline(1), Lsn(begin.0 + SEGMENT_BYTES));
         let _ = std::fs::remove_file(pg_wal(standby).join(next));
+        let held = (log.offset(begin).next_multiple_of(PAGE_BYTES) + behind).min(SEGMENT_BYTES);
+        let file = std::fs::OpenOptions::new().write(true).open(pg_wal(standby).join(&name)).unwrap();
+        file.write_all_at(&vec![0; (SEGMENT_BYTES - held) as usize], held).unwrap();
         standby.start().await.unwrap();
     }
     let end = candidate.position().await.unwrap().lsn;
@@ -55,7 +62,7 @@ async fn torn(world: &World) -> (Instance, Instance, Lsn) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_whose_log_ends_inside_a_record_follows_who_goes_on_before_it() {
     let world = World::new();
-    let (primary, standby, end) = torn(&world).await;
+    let (primary, standby, end) = torn(&world, SEGMENT_BYTES).await;
     let barrier = async |epoch| {
         let limit = Duration::from_secs(3);
         primary.write_epoch(Epoch::new(0, epoch, 0), Uuid::from_u128(2), limit).await
@@ -77,12 +84,29 @@ async fn a_standby_whose_log_ends_inside_a_record_follows_who_goes_on_before_it(
     assert_eq!(value(&app, "SELECT sum(n) FROM t").await, "1");
 }
 
+/// In the same segment PostgreSQL asks from before the fork, finds that its record does not go on, and reads it anew: what it
+/// acknowledges it has, and it is found.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_standby_acknowledged_in_the_place_of_a_torn_record_is_found() {
+    let world = World::new();
+    let (primary, standby, end) = torn(&world, SENT_BYTES).await;
+    assert!(!standby.is_torn(end).await.unwrap());
+    let relay = Relay::open(&standby, &primary);
+    let epoch = Epoch::new(0, 2, 0);
+    let passed = primary.write_epoch(epoch, Uuid::from_u128(2), WAIT).await.unwrap();
+    stop(&primary).await;
+    relay.cut();
+    let position = standby.position().await.unwrap();
+    assert!(position.lsn >= passed, "{position:?} is before {passed}");
+    assert_eq!((position.epoch, position.timeline), (epoch, Timeline(2)));
+}
+
 /// Why it may not be waited for that the new primary comes there: the standby streams from behind a hole, flushes that, and
 /// ends when its record does not go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_torn_standby_that_streams_ends_before_a_hole() {
     let world = World::new();
-    let (primary, standby, end) = torn(&world).await;
+    let (primary, standby, end) = torn(&world, SEGMENT_BYTES).await;
     let app = connect(&primary, "app").await;
     let _relay = Relay::open(&standby, &primary);
     app.batch_execute("SELECT pg_switch_wal()").await.unwrap();
