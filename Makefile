@@ -67,7 +67,7 @@ lint: ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --check --manifest-path proxy/fuzz/Cargo.toml
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 
-faults: ## N random faults against a real cluster, with a ledger of what clients were told (N=20 SEED=7)
+faults: ## N random faults against a real cluster, with a ledger of what clients were told (N=20 SEED=7 ARGS=--long-records)
 	@scripts/setup --no-python
 	$(CARGO) build --release --workspace --bins
 	$(CARGO_TARGET_DIR)/release/faults $(if $(N),--count $(N)) $(if $(SEED),--seed $(SEED)) $(ARGS)

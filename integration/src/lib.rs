@@ -19,6 +19,7 @@ pub mod ledger;
 pub mod leftovers;
 pub mod links;
 pub mod logs;
+pub mod long_records;
 pub mod nemesis;
 pub mod patroni;
 pub mod peer;

@@ -3,19 +3,17 @@
 use anyhow::ensure;
 use quorate_integration::cluster::HEAL_LIMIT;
 use quorate_integration::ledger::Plan;
+use quorate_integration::long_records::LongRecords;
 use quorate_integration::{
     Cluster, DEMO_DATABASE, Endpoint, Ledger, Options, copies, logs, nemesis, with_cluster,
 };
 use std::time::Duration;
 
 /// Most kills come inside such a record, and few end before the first.
-const MAX_ROUNDS: usize = 12;
+const MAX_ROUNDS: usize = 20;
 /// So many have to have left a standby with a part of one.
-const TORN: usize = 2;
+const TORN: usize = 1;
 const GAP_LIMIT: Duration = Duration::from_secs(15);
-/// A little less than a segment: most of them go on in the next.
-const LONG_RECORD: &str = "SELECT pg_logical_emit_message(false, 'test', repeat('x', 3500000))";
-const PAUSE: Duration = Duration::from_millis(20);
 /// What the agent says of such a log.
 const TAKEN_OFF: &str = "the log ends inside a record that the history does not hold";
 /// What PostgreSQL says when it has streamed from behind a hole, and comes to it.
@@ -26,7 +24,7 @@ fn a_record_that_was_cut_between_segments_stops_nobody() {
     with_cluster(Options::default(), async |cluster| {
         let ports: Vec<Endpoint> = cluster.nodes().iter().map(|n| n.app()).collect();
         let ledger = Ledger::begin(Plan::over(&ports, 4)).await?;
-        let writer = tokio::spawn(write_long_records(ports[0].clone()));
+        let writer = LongRecords::begin(ports[0].clone());
         let mut rounds = 0;
         while told(cluster, TAKEN_OFF) < TORN {
             rounds += 1;
@@ -42,7 +40,7 @@ fn a_record_that_was_cut_between_segments_stops_nobody() {
                 told(cluster, TAKEN_OFF)
             );
         }
-        writer.abort();
+        drop(writer);
         let verdict = ledger.end(&ports[0]).await?;
         eprintln!("{verdict}");
         verdict.kept()?;
@@ -51,17 +49,6 @@ fn a_record_that_was_cut_between_segments_stops_nobody() {
         eprintln!("every copy: {}", copies::ledgers_agree(&view).await?);
         Ok(())
     });
-}
-
-async fn write_long_records(port: Endpoint) {
-    loop {
-        if let Ok(session) = port.session().await {
-            while session.run(LONG_RECORD).await.is_ok() {
-                tokio::time::sleep(PAUSE).await;
-            }
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
 }
 
 /// How often the logs of daemons and instances say so.

@@ -4,7 +4,7 @@
 //! after the first change of the data is final: the replica is reported as failed and is rebuilt under another id.
 
 use super::Agent;
-use super::host::Failed;
+use super::host::{Failed, ReplicaInstance};
 use super::keeper::Next;
 use super::replica::Replica;
 use super::standing::Duty;
@@ -13,6 +13,22 @@ use crate::instance::InstanceError;
 use crate::tunnel::Route;
 use quorate_model::{Database, RunState};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How often it is looked whether a rewound copy asks for log that is gone. The first look is so late that what its server
+/// said before it was rewound is not taken for an answer.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Returns when the primary does not have the log any more that the copy needs to become consistent: it would ask for it
+/// until its start is given up, minutes later.
+async fn asks_in_vain(instance: &dyn ReplicaInstance) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if instance.is_log_gone().await {
+            return;
+        }
+    }
+}
 
 impl Agent {
     pub(super) async fn rewind(
@@ -65,7 +81,13 @@ impl Agent {
         instance.rewind().await?;
         replica.downstream.cut().await;
         replica.attach(route.clone()).map_err(overtaken)?;
-        instance.finish_rewind().await?;
+        tokio::select! {
+            finished = instance.finish_rewind() => finished?,
+            () = asks_in_vain(instance.as_ref()) => {
+                let gone = "the primary no longer has the log that it needs".to_owned();
+                return Err(InstanceError::NotRewound(gone));
+            }
+        }
         // Whether its log is a prefix now is checked like that of any replica, before it follows.
         replica.downstream.cut().await;
         Ok(())

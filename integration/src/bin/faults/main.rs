@@ -4,6 +4,7 @@
 use anyhow::Context;
 use clap::Parser;
 use quorate_integration::faults::{self, Kind};
+use quorate_integration::long_records::LongRecords;
 use quorate_integration::{Cluster, Options};
 
 #[derive(Debug, Parser)]
@@ -18,6 +19,9 @@ struct Args {
     /// Only these kinds; all of them by default.
     #[arg(long = "kind")]
     kinds: Vec<Kind>,
+    /// A client writes records of the log that are nearly as long as a segment, all the while.
+    #[arg(long)]
+    long_records: bool,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -29,11 +33,13 @@ fn main() -> anyhow::Result<()> {
 
 async fn run(args: Args) -> anyhow::Result<()> {
     let seed = args.seed.unwrap_or_else(rand::random);
-    let kinds = if args.kinds.is_empty() { Kind::ALL.to_vec() } else { args.kinds };
+    let kinds = if args.kinds.is_empty() { Kind::ALL.to_vec() } else { args.kinds.clone() };
     println!("seed {seed}");
     let options = Options { links: true, ..Options::default() };
     let mut cluster = Cluster::start(options).await.context("starting the cluster")?;
     eprintln!("cluster ready in {}", cluster.directory().display());
+    let port = cluster.nodes().first().map(|node| node.app()).filter(|_| args.long_records);
+    let _writes = port.map(LongRecords::begin);
     match faults::run(&mut cluster, &faults::random(seed, args.count, &kinds)).await {
         Ok(report) => {
             println!("{report}\nseed {seed}");

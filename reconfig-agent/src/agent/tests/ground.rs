@@ -221,6 +221,15 @@ impl ReplicaInstance for Still {
         }
     }
 
+    async fn rewind(&self) -> Result<(), InstanceError> {
+        Ok(())
+    }
+
+    /// Its primary does not have the log that it needs to answer.
+    async fn finish_rewind(&self) -> Result<(), InstanceError> {
+        std::future::pending().await
+    }
+
     async fn is_torn(&self, _: Lsn) -> Result<bool, InstanceError> {
         Ok(self.torn.load(Ordering::SeqCst))
     }
@@ -396,6 +405,21 @@ impl World {
             .replicas
             .insert(secondary, quorate_model::Replica { node: node_of(secondary), state: ReplicaState::Up });
         World::of(record)
+    }
+
+    /// This one left the history, and the record has its floor.
+    pub fn divergent() -> World {
+        let mut record = record();
+        let secondary = ReplicaId(3);
+        record.current = Configuration::new(OTHER, [secondary], 1);
+        let state = ReplicaState::Incomplete { floor: Position::default() };
+        record.replicas.insert(ME, quorate_model::Replica { node: node_of(ME), state });
+        record
+            .replicas
+            .insert(secondary, quorate_model::Replica { node: node_of(secondary), state: ReplicaState::Up });
+        let world = World::of(record);
+        world.replica.set_run(RunState::Divergent);
+        world
     }
 
     fn of(record: Database) -> World {

@@ -199,6 +199,21 @@ async fn a_fence_cuts_a_copy_from_an_older_primary() {
     keeper.abort();
 }
 
+/// A copy that was rewound needs log that its primary has removed meanwhile: it is not waited for until its start is given
+/// up.
+#[tokio::test]
+async fn a_rewound_copy_whose_log_is_gone_has_failed() {
+    let world = World::divergent();
+    let complaints = world.instance.hold_complaints();
+    let keeper = world.look(None);
+    complaints.reached().await;
+    assert_eq!(world.replica.state().run, RunState::Rewinding);
+    complaints.release();
+    assert!(keeper.await.unwrap().is_err());
+    assert!(world.replica.state().is_failed());
+    assert_eq!(world.tunnel.status().route, None);
+}
+
 /// I13: whoever was replaced as an operation's executor is refused and changes nothing, whether this node knows it from
 /// another's order or from the map.
 #[tokio::test]
