@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 
 /// A session is alone when no other has begun a request for so long, microseconds.
 const ALONE_FOR: u64 = 2_000;
+/// And when the last so many requests were its own. Where many sessions take turns, one of them is the last of a batch, and
+/// would else count as alone until the next batch comes.
+const OWN_IN_A_ROW: u32 = 8;
 /// Waits in vain, one after the other, after which it is not worth it.
 const MISSES: u32 = 8;
 /// One in so many waits is tried then.
@@ -60,6 +63,8 @@ struct Here {
     /// The session that last began a request here, and since when it is always the same.
     last: usize,
     since: Micros,
+    /// Requests that it began since then, up to [`OWN_IN_A_ROW`].
+    own: u32,
     sampled: Micros,
     crowded: bool,
 }
@@ -72,7 +77,7 @@ pub fn begin_worker(number: usize, limit: Duration) {
     let file = if limit > 0 { File::open("/proc/loadavg").ok() } else { None };
     MACHINE.set(file);
     let place = number % PLACES;
-    HERE.set(Some(Here { place, limit, processors, last: 0, since: 0, sampled: 0, crowded: true }));
+    HERE.set(Some(Here { place, limit, processors, last: 0, since: 0, own: 0, sampled: 0, crowded: true }));
 }
 
 /// A session, by a number that no other living one of this process has, begins a request.
@@ -82,9 +87,12 @@ pub fn begins_request(session: usize) {
     let now = now();
     LATEST[here.place].0.store(now, Ordering::Relaxed);
     if here.last != session {
-        (here.last, here.since) = (session, now);
-        HERE.set(Some(here));
+        (here.last, here.since, here.own) = (session, now, 0);
+    } else if here.own >= OWN_IN_A_ROW {
+        return;
     }
+    here.own += 1;
+    HERE.set(Some(here));
 }
 
 #[inline]
@@ -111,7 +119,10 @@ impl Here {
     fn is_alone(&self, session: usize, now: Micros, latest: impl Iterator<Item = Micros>) -> bool {
         let quiet = |since: Micros| now.saturating_sub(since) >= ALONE_FOR;
         let mut others = latest.enumerate().filter(|(place, _)| *place != self.place);
-        self.last == session && quiet(self.since) && others.all(|(_, began)| quiet(began))
+        self.last == session
+            && self.own >= OWN_IN_A_ROW
+            && quiet(self.since)
+            && others.all(|(_, began)| quiet(began))
     }
 }
 
@@ -248,8 +259,14 @@ mod tests {
     fn it_looks_for_the_limit_and_no_longer() {
         std::thread::spawn(|| {
             begin_worker(9, Duration::from_micros(LIMIT));
-            let alone =
-                HERE.get().map(|h| Here { last: 1, since: 0, sampled: u64::MAX / 2, crowded: false, ..h });
+            let alone = HERE.get().map(|h| Here {
+                last: 1,
+                since: 0,
+                own: OWN_IN_A_ROW,
+                sampled: u64::MAX / 2,
+                crowded: false,
+                ..h
+            });
             if alone.unwrap().limit == 0 {
                 return;
             }
@@ -290,6 +307,7 @@ mod tests {
             processors: 2,
             last: 7,
             since: before,
+            own: OWN_IN_A_ROW,
             sampled: now,
             crowded: false,
         };
@@ -298,6 +316,8 @@ mod tests {
         assert!(!here.is_alone(8, now, [0, now, 0].into_iter()), "another was last");
         assert!(!is_alone(&Here { since: before + 1, ..here }, [0, now, 0]), "another was, a moment ago");
         assert!(!is_alone(&here, [0, now, before + 1]), "another worker has one");
+        let of_a_batch = Here { own: OWN_IN_A_ROW - 1, ..here };
+        assert!(!is_alone(&of_a_batch, [0, now, 0]), "it is the last of many that take turns");
     }
 
     #[test]
