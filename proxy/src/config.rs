@@ -69,6 +69,8 @@ pub const LAST_WORD: Duration = Duration::from_millis(200);
 /// How long a session is quiet before its server is asked what it holds: drivers that set several things one after the
 /// other are asked for once.
 pub const INQUIRE_AFTER: Duration = Duration::from_millis(20);
+/// How long a client that has opened a transaction block may send nothing before the block is opened at its server.
+pub const OPEN_AFTER: Duration = Duration::from_millis(2);
 /// How long a client waits for a server connection before it is told that it does.
 pub const TELL_WAIT_AFTER: Duration = Duration::from_secs(5);
 /// One tenant may have this part of the clients that wait on a node.

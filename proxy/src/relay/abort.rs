@@ -53,7 +53,8 @@ impl Relay {
     /// The transaction is gone: answers what is in flight with `error`, or keeps it for the next request.
     pub fn abort_with(&mut self, error: Vec<u8>) {
         let (answers, batch) = self.tracker.outstanding();
-        let in_block = self.tracker.in_transaction() && !self.tracker.may_have_ended();
+        let told = std::mem::take(&mut self.block_told);
+        let in_block = told || self.tracker.in_transaction() && !self.tracker.may_have_ended();
         for _ in 0..answers {
             self.down.insert(&error);
             self.down.insert(&ready_for_query(status(in_block)));
@@ -94,6 +95,9 @@ impl Relay {
                 Front::Whole(header) => (header, true),
                 Front::Large(header) => (header, false),
             };
+            if whole && self.opens_block_here(header) {
+                return None;
+            }
             match self.answer(header, whole) {
                 Answer::Drop => {}
                 Answer::Whole { error, in_block } => {

@@ -285,6 +285,10 @@ impl Relay {
                 return Judged::Stop(Event::ServerEnded(why));
             }
             self.fatal_sent = true;
+        } else if self.tracker.is_opening() {
+            // Nothing of what was sent behind it has been carried out.
+            let why = String::from_utf8_lossy(field(body, b'M').unwrap_or_default()).into_owned();
+            return Judged::Stop(Event::ServerLost(format!("the transaction could not be opened: {why}")));
         }
         if self.refused > 0
             && header.total == seen

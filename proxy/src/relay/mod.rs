@@ -11,9 +11,10 @@ mod abort;
 pub mod busy_poll;
 pub mod down;
 mod inquire;
+mod open_block;
 mod up;
 
-use crate::config::MAX_REST_BYTES;
+use crate::config::{MAX_REST_BYTES, OPEN_AFTER};
 use crate::gate::pass::Pass;
 use crate::gate::slot::{Activity, Backend, Slot};
 use crate::guard::StreamedText;
@@ -34,6 +35,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
@@ -159,6 +161,12 @@ pub struct Relay {
     inquiry: Option<Box<Inquiry>>,
     /// When it will be asked.
     inquire_at: Option<Pin<Box<Sleep>>>,
+    /// The client was told that it is in a transaction block, and its server has yet to open it.
+    block_told: bool,
+    /// For how long the first statement in it is waited for.
+    open_after: Duration,
+    /// When it is opened, should nothing else be sent.
+    open_block_at: Option<Pin<Box<Sleep>>>,
     seen_signals: u32,
     seen_activity: Activity,
     /// Bytes judged since the server was attached.
@@ -210,6 +218,9 @@ impl Relay {
             requests_before: 0,
             inquiry: None,
             inquire_at: None,
+            block_told: false,
+            open_after: OPEN_AFTER,
+            open_block_at: None,
             seen_activity: Activity::new(0, false),
             sent_up: 0,
             replay: Replay::default(),
@@ -244,6 +255,7 @@ impl Relay {
         self.refused = 0;
         self.inquiry = None;
         self.inquire_at = None;
+        self.open_block_at = None;
         self.parking = false;
         self.dropping_down = false;
         self.holds_end = false;
@@ -330,7 +342,7 @@ impl Relay {
                     moved = true;
                     self.note_activity();
                 }
-                Step::Stuck if self.poll_inquire(cx) => {}
+                Step::Stuck if self.poll_inquire(cx) || self.poll_open_block(cx) => {}
                 Step::Stuck => {
                     self.note_activity();
                     match if moved { self.look() } else { Look::Nothing } {

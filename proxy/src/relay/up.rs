@@ -47,6 +47,9 @@ impl Relay {
                         step = Step::Moved;
                         continue;
                     }
+                    if self.down.has_unsent() {
+                        return Step::Moved;
+                    }
                 }
             }
             if self.client_ended {
@@ -119,14 +122,14 @@ impl Relay {
 
     /// The next message would begin a request, and none is to begin now.
     #[inline]
-    fn begins_nothing(&self) -> bool {
+    pub(super) fn begins_nothing(&self) -> bool {
         (self.parking || self.paused) && self.tracker.is_idle()
     }
 
     /// A cancel of the request before is on its way, and what comes now would begin another one. The session is woken
     /// when it has arrived.
     #[inline]
-    fn is_being_cancelled(&mut self) -> bool {
+    pub(super) fn is_being_cancelled(&mut self) -> bool {
         if !self.tracker.is_quiet() {
             return false;
         }
@@ -139,9 +142,9 @@ impl Relay {
     /// a request that has not begun can still go to another primary. (What guards results is the check at their way
     /// out.)
     #[inline]
-    fn may_judge_up(&mut self) -> bool {
-        // The server is answering a question of ours.
-        if self.begins_nothing() || self.inquiry.is_some() {
+    pub(super) fn may_judge_up(&mut self) -> bool {
+        // The server is answering a question of ours, or has yet to open the block for what comes.
+        if self.begins_nothing() || self.inquiry.is_some() || self.tracker.is_opening_alone() {
             return false;
         }
         let idle = self.tracker.is_idle();
@@ -172,6 +175,7 @@ impl Relay {
                     if self.begins_nothing() || self.tracker.is_overfull() || self.is_being_cancelled() {
                         return;
                     }
+                    self.open_block_for(header.tag);
                     if !self.begin_large_up(header) {
                         return;
                     }
@@ -180,6 +184,10 @@ impl Relay {
                     if self.begins_nothing() || self.tracker.is_overfull() || self.is_being_cancelled() {
                         return;
                     }
+                    if self.opens_block_here(header) {
+                        return;
+                    }
+                    self.open_block_for(header.tag);
                     if !self.judge_message_up(header) {
                         return;
                     }

@@ -7,6 +7,7 @@ pub mod inquiry;
 pub mod kept;
 pub mod lane;
 pub mod naming;
+pub mod open_block;
 pub mod outcome;
 pub mod reply;
 pub mod startup;

@@ -69,6 +69,8 @@ pub struct Tracker {
     watches_binds: bool,
     /// The transaction block of the last ReadyForQuery has ended since, within a request of several statements.
     ended_block: bool,
+    /// A transaction block was opened since the last ReadyForQuery.
+    opened_block: bool,
     kept: Kept,
     /// Parse messages of ours that are not answered, by their numbers among all.
     ours: VecDeque<u32>,
@@ -105,6 +107,7 @@ impl Default for Tracker {
             bound_commits: false,
             watches_binds: false,
             ended_block: false,
+            opened_block: false,
             kept: Kept::default(),
             ours: VecDeque::new(),
             outcome: Outcome::default(),
@@ -182,6 +185,32 @@ impl Tracker {
         self.status = status;
     }
 
+    /// The client, which is in none, has been told that its transaction block is open; its server has not been asked for it.
+    pub fn opens_here(&mut self) {
+        self.kept.sets_locally(false);
+        self.kept.close(b"");
+    }
+
+    /// The server is asked to open that block now, in front of the client's next message or `alone`.
+    pub fn open_block(&mut self, alone: bool) {
+        self.waits.push(Wait::Open { alone });
+        self.status = b'T';
+        self.bare_sync = false;
+        self.opens = None;
+    }
+
+    /// What the server says next is about such a block.
+    #[inline]
+    pub fn is_opening(&self) -> bool {
+        matches!(self.waits.next(), Some(Wait::Open { .. }))
+    }
+
+    /// The same, and what the client sends meanwhile has to wait.
+    #[inline]
+    pub fn is_opening_alone(&self) -> bool {
+        matches!(self.waits.next(), Some(Wait::Open { alone: true }))
+    }
+
     pub fn requests(&self) -> u64 {
         self.requests
     }
@@ -226,11 +255,14 @@ impl Tracker {
                 let opens = self.remembers && Kind::of(body) == Kind::Begins;
                 let alone = opens && self.is_idle();
                 self.begin(Wait::Simple);
+                // What of a batch is before it ends with it.
+                self.batch = false;
+                self.bound = Batch::default();
                 self.opens = alone.then(|| outcome::opened(body));
                 self.executes |= !opens;
                 self.ends |= marks.may_end_block();
                 self.commits |= marks.has(Marks::MAY_COMMIT);
-                self.asked &= self.batch;
+                self.asked = false;
                 self.kept.close(b"");
                 self.text(body, marks);
             }
@@ -265,6 +297,7 @@ impl Tracker {
             }
             b'F' => {
                 self.begin(Wait::Simple);
+                self.batch = false;
                 self.executes = true;
             }
             b'd' => {}
@@ -406,6 +439,12 @@ impl Tracker {
     pub fn hear(&mut self, tag: u8, body: &[u8]) -> bool {
         let heard = match self.waits.next() {
             Some(Wait::Call) => self.outcome.hear_call(tag, body),
+            Some(Wait::Open { alone }) => match tag {
+                b'1' | b'2' => Heard::Ours,
+                b'C' if alone => Heard::Ours,
+                b'C' | b'Z' => Heard::End,
+                _ => Heard::Others,
+            },
             Some(Wait::Statement(parses)) => {
                 self.hearing |= tag == b'1' && self.kept.parses_answered() == parses;
                 if !self.hearing {
@@ -458,6 +497,7 @@ impl Tracker {
         self.status = status;
         self.copy_in = false;
         self.ended_block = false;
+        self.opened_block = false;
         if status == b'I' && self.waits.answers() == 0 {
             self.bound_commits = false;
         }
@@ -487,7 +527,8 @@ impl Tracker {
             b'C' => {
                 let begins = matches!(command, b"BEGIN" | b"START TRANSACTION");
                 let ends = command.starts_with(b"COMMIT") || command == b"PREPARE TRANSACTION";
-                ends || !begins && (!self.in_transaction() || self.ended_block)
+                let inside = self.in_transaction() || self.opened_block;
+                ends || !begins && (!inside || self.ended_block)
             }
             b'Z' => body.first() == Some(&b'I') && self.executes,
             _ => false,
@@ -500,6 +541,7 @@ impl Tracker {
         let command = body.strip_suffix(b"\0").unwrap_or(body);
         self.opens = None;
         self.ended_block |= matches!(command, b"COMMIT" | b"ROLLBACK" | b"PREPARE TRANSACTION");
+        self.opened_block |= matches!(command, b"BEGIN" | b"START TRANSACTION");
         self.kept.complete(command);
     }
 

@@ -48,6 +48,24 @@ fn pinned(cluster: &Cluster, node: usize) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_block_takes_a_server_from_its_first_statement_on() {
+    let postgres = Postgres::start().await;
+    let cluster = sharing(&postgres, 1).await;
+    for entry in [1, 2] {
+        let (thinks, works) = (cluster.connect(entry).await, cluster.connect(entry).await);
+        soon(thinks.batch_execute("begin")).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        soon(works.batch_execute("begin")).await.unwrap();
+        soon(works.execute("insert into t values (1, 'a')", &[])).await.unwrap();
+        soon(works.batch_execute("commit")).await.unwrap();
+        soon(thinks.execute("insert into t values (2, 'b')", &[])).await.unwrap();
+        soon(thinks.batch_execute("rollback")).await.unwrap();
+        let counted = soon(works.query_one("select count(*), max(a) from t", &[])).await.unwrap();
+        assert_eq!((counted.get::<_, i64>(0), counted.get::<_, i32>(1)), (entry as i64, 1));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_clients_share_a_few_servers() {
     let postgres = Postgres::start().await;
     let cluster = Arc::new(sharing_with(&postgres, 3, |config| config.workers = 2).await);

@@ -65,6 +65,60 @@ async fn sessions_between_transactions_go_on_at_another_primary() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_in_which_nothing_was_done_is_opened_at_the_next_primary() {
+    let (first, second) = (Postgres::start().await, Postgres::start().await);
+    second.admin().await.batch_execute("create table t (a int); grant all on t to demo").await.unwrap();
+    for entry in [1, 2] {
+        let cluster = Cluster::start().await;
+        cluster.open(1, &first);
+        let client = soon(cluster.connect(entry)).await;
+        client.batch_execute("select 1").await.unwrap();
+        cluster.gate(1).close("its Postgres died");
+        cluster.elect();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        // There is no primary, and none is needed for this.
+        soon(client.batch_execute("begin")).await.unwrap();
+        cluster.promote(2);
+        cluster.open(2, &second);
+        soon(client.batch_execute("insert into t values (1)")).await.unwrap();
+        soon(client.batch_execute("rollback")).await.unwrap();
+        let admin = second.admin().await;
+        assert_eq!(number(&admin, "select count(*) from t").await.unwrap(), 0, "it was in the block");
+        soon(client.batch_execute("begin")).await.unwrap();
+        soon(client.execute("insert into t values (2)", &[])).await.unwrap();
+        soon(client.batch_execute("commit")).await.unwrap();
+        assert_eq!(number(&admin, "select count(*) from t where a = 2").await.unwrap(), 1);
+        admin.batch_execute("truncate t").await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_in_which_nothing_is_sent_is_open_at_its_server_soon() {
+    let postgres = Postgres::start().await;
+    let admin = postgres.admin().await;
+    for entry in [1, 2] {
+        let cluster = Cluster::start().await;
+        cluster.open(1, &postgres);
+        let client = soon(cluster.connect(entry)).await;
+        client.batch_execute("set application_name = 'waiting'; select 1").await.unwrap();
+        client.batch_execute("begin").await.unwrap();
+        let open = "select count(*) from pg_stat_activity where application_name = 'waiting' \
+                    and state = 'idle in transaction'";
+        let until = Instant::now() + 10 * SECOND;
+        while number(&admin, open).await.unwrap() == 0 {
+            assert!(Instant::now() < until, "its block is not opened");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let ago = "select now() < clock_timestamp() - interval '300 ms'";
+        assert!(client.query_one(ago, &[]).await.unwrap().get::<_, bool>(0), "its time is that of its BEGIN");
+        client.batch_execute("select nothing").await.unwrap_err();
+        assert_eq!(code(&client.batch_execute("select 1").await.unwrap_err()), "25P02");
+        client.batch_execute("commit; select 1").await.unwrap();
+    }
+}
+
 /// As libpq does in pipelines: a Flush behind the Sync, which begins nothing and is answered by nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flush_behind_a_sync_is_not_a_request() {
@@ -478,8 +532,9 @@ async fn parking_moves_idle_sessions_and_waits_for_transactions() {
             soon(cluster.connect(entry)).await,
             soon(cluster.connect(entry)).await,
         );
-        short.batch_execute("begin").await.unwrap();
-        long.batch_execute("begin").await.unwrap();
+        // One that has only been opened would move.
+        short.batch_execute("begin; select 1").await.unwrap();
+        long.batch_execute("begin; select 1").await.unwrap();
         clients.push((idle, short, long));
     }
     let gate = cluster.gate(1);

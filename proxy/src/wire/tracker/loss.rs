@@ -91,7 +91,7 @@ impl Tracker {
         }
         let alone = self.waits.answers() + usize::from(self.batch) <= 1;
         let next = self.waits.next();
-        if said_all && matches!(next, Some(Wait::Call | Wait::Statement(_))) {
+        if said_all && matches!(next, Some(Wait::Call | Wait::Statement(_) | Wait::Open { .. })) {
             // It answers in order, and a question before it goes on to the commit behind it.
             return aborted();
         }

@@ -14,6 +14,10 @@ pub enum Wait {
     Call,
     /// A question of ours within a batch, and how many Parse messages of the client had been sent before it.
     Statement(u32),
+    /// Of ours: it opens a transaction block, in front of a message of the client or alone.
+    Open {
+        alone: bool,
+    },
 }
 
 impl Wait {
@@ -23,14 +27,14 @@ impl Wait {
     }
 
     fn is_question(self) -> bool {
-        matches!(self, Wait::Call | Wait::Statement(_))
+        matches!(self, Wait::Call | Wait::Statement(_) | Wait::Open { .. })
     }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outstanding {
     waits: VecDeque<Wait>,
-    /// How many of `waits` are the client's, and how many are questions: there may be thousands, and both are asked for
+    /// How many of `waits` are the client's, and how many are ours: there may be thousands, and both are asked for
     /// with every answer.
     answers: usize,
     questions: usize,
@@ -47,7 +51,7 @@ impl Outstanding {
         self.answers
     }
 
-    /// Those of our questions.
+    /// Those of what we asked or sent ourselves.
     #[inline]
     pub fn questions(&self) -> usize {
         self.questions
@@ -121,7 +125,7 @@ impl Outstanding {
                     self.pop();
                     return CopyIn::Ended;
                 }
-                Wait::Simple | Wait::Call | Wait::Statement(_) => return CopyIn::Goes,
+                Wait::Simple | Wait::Call | Wait::Statement(_) | Wait::Open { .. } => return CopyIn::Goes,
             }
         }
         CopyIn::GoesInBatch

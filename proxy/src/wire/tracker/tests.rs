@@ -166,6 +166,62 @@ fn a_set_local_changes_nothing_that_is_asked_for() {
     assert!(of(&[q("set local a.b = '1'"), z(b'T'), q("set a.b = '1'"), done("SET"), z(b'T')]), "it failed");
 }
 
+/// The client knows of the block, and the server may not.
+#[test]
+fn a_block_that_was_opened_for_the_client_is_lost_as_any_other() {
+    let opened = |before: &[Step], alone| {
+        let mut tracker = run(before);
+        tracker.opens_here();
+        assert!(tracker.is_idle(), "nothing was sent");
+        tracker.open_block(alone);
+        tracker
+    };
+    for before in [
+        &[][..],
+        &[f(b'S'), z(b'I')],
+        &[q("begin"), done("BEGIN"), z(b'T'), q("commit"), done("COMMIT"), z(b'I')],
+    ] {
+        let mut alone = opened(before, true);
+        assert!(alone.is_opening_alone() && alone.in_transaction());
+        assert_eq!(alone.loss(b"", true), Loss::Aborted);
+        for step in [done("BEGIN"), z(b'T')] {
+            let Step::Back(tag, body) = step else { unreachable!() };
+            assert!(alone.listens() && alone.hear(tag, &body), "it is not the client's");
+        }
+        assert!(!alone.is_opening() && alone.is_quiet() && alone.in_transaction());
+        let mut ahead = opened(before, false);
+        tell(&mut ahead, true, b'Q', b"insert\0");
+        assert!(ahead.is_opening() && !ahead.is_opening_alone());
+        assert_eq!(ahead.clone().loss(b"", true), Loss::Aborted, "in the block, and not committed");
+        for (tag, body) in [(b'1', &b""[..]), (b'2', b""), (b'C', b"BEGIN\0")] {
+            assert!(ahead.listens() && ahead.hear(tag, body));
+        }
+        assert!(!ahead.listens() && !ahead.is_opening());
+        tell(&mut ahead, false, b'C', b"INSERT 0 1\0");
+        assert!(!ahead.may_tell_of_commit(b'C', b"INSERT 0 1\0"));
+        tell(&mut ahead, false, b'Z', b"T");
+        assert!(ahead.is_quiet() && ahead.in_transaction());
+    }
+}
+
+/// As the gate of another node sees it: the batch that opens the block has no Sync.
+#[test]
+fn a_query_behind_a_batch_without_a_sync_ends_it() {
+    let mut tracker = Tracker::default();
+    tell(&mut tracker, true, b'P', b"\0BEGIN\0\0\0");
+    tell(&mut tracker, true, b'B', &[0; 8]);
+    tell(&mut tracker, true, b'E', &[0; 5]);
+    tell(&mut tracker, true, b'Q', b"insert into t values (1)\0");
+    tell(&mut tracker, false, b'1', b"");
+    tell(&mut tracker, false, b'2', b"");
+    tell(&mut tracker, false, b'C', b"BEGIN\0");
+    assert!(!tracker.may_tell_of_commit(b'C', b"INSERT 0 1\0"), "the block is open");
+    tell(&mut tracker, false, b'C', b"INSERT 0 1\0");
+    tell(&mut tracker, false, b'Z', b"T");
+    assert!(tracker.is_quiet() && tracker.in_transaction());
+    assert!(tracker.may_tell_of_commit(b'C', b"COMMIT\0"));
+}
+
 /// asyncpg takes a session for being in a block once it has sent BEGIN, whatever it is told.
 #[test]
 fn a_block_that_is_being_opened_is_lost_with_its_next_request() {

@@ -1,0 +1,121 @@
+//! The messages by which a transaction block is opened. Pure.
+
+use super::header::c_string;
+use super::reply::{begin, end};
+use std::sync::LazyLock;
+
+/// Longer ones are none.
+const MAX_TEXT: usize = 40;
+
+/// Opens a block in front of a message of the client; nothing of that is carried out unless the block is open. The unnamed
+/// statement is used: a BEGIN of the client's own would have ended it too.
+pub static AHEAD: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let mut out = Vec::with_capacity(48);
+    message(&mut out, b'P', b"\0BEGIN\0\0\0");
+    message(&mut out, b'B', &[0; 8]);
+    message(&mut out, b'E', &[0; 5]);
+    out
+});
+
+/// Opens a block, and says so.
+pub static ALONE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let mut out = Vec::with_capacity(16);
+    message(&mut out, b'Q', b"BEGIN\0");
+    out
+});
+
+fn message(out: &mut Vec<u8>, tag: u8, body: &[u8]) {
+    let start = begin(out, tag);
+    out.extend_from_slice(body);
+    end(out, start);
+}
+
+/// Whether the text of a Query opens a transaction block as the session's settings have it, and does nothing else.
+#[inline]
+pub fn opens_plainly(text: &[u8]) -> bool {
+    // Asked of every Query outside a block.
+    text.len() <= MAX_TEXT && is_plain(text)
+}
+
+fn is_plain(text: &[u8]) -> bool {
+    let Some((text, [])) = c_string(text) else { return false };
+    let text = text.trim_ascii();
+    let text = text.strip_suffix(b";").unwrap_or(text);
+    let mut words = text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    let is =
+        |word: Option<&[u8]>, text: &str| word.is_some_and(|word| word.eq_ignore_ascii_case(text.as_bytes()));
+    let first = words.next();
+    if is(first, "start") {
+        return is(words.next(), "transaction") && words.next().is_none();
+    }
+    let second = words.next();
+    let more = second.is_none() || is(second, "work") || is(second, "transaction");
+    is(first, "begin") && more && words.next().is_none()
+}
+
+/// The CommandComplete of such a text.
+pub fn opened(text: &[u8]) -> &'static [u8] {
+    match text.trim_ascii_start().first() {
+        Some(b's' | b'S') => b"C\0\0\0\x16START TRANSACTION\0",
+        _ => b"C\0\0\0\x0aBEGIN\0",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::wire::header::{HEADER_BYTES, peek};
+
+    #[test]
+    fn only_a_plain_begin_is_one() {
+        for text in [
+            "begin",
+            "BEGIN;",
+            " Begin Work ;",
+            "begin transaction",
+            "start  transaction",
+            "START TRANSACTION;\n",
+        ] {
+            assert!(opens_plainly(format!("{text}\0").as_bytes()), "{text}");
+        }
+        for text in [
+            "begin isolation level serializable",
+            "begin read only",
+            "begin; select 1",
+            "begin;;",
+            "begin work transaction",
+            "start",
+            "start work",
+            "beginning",
+            "begin -- well",
+            "/* */ begin",
+            "select 1",
+            "",
+        ] {
+            assert!(!opens_plainly(format!("{text}\0").as_bytes()), "{text}");
+        }
+        assert!(!opens_plainly(b"begin"), "not a whole text");
+        assert!(!opens_plainly(b"begin\0x\0"), "something behind it");
+    }
+
+    #[test]
+    fn messages_are_framed() {
+        for (bytes, tags) in [
+            (&AHEAD[..], "PBE"),
+            (&ALONE[..], "Q"),
+            (opened(b"begin\0"), "C"),
+            (opened(b" START TRANSACTION\0"), "C"),
+        ] {
+            let mut seen = String::new();
+            let mut rest = bytes;
+            while let Some(header) = peek(rest).unwrap() {
+                seen.push(header.tag as char);
+                rest = &rest[header.total..];
+            }
+            assert!(rest.is_empty());
+            assert_eq!(seen, tags);
+        }
+        assert_eq!(&opened(b"start transaction\0")[HEADER_BYTES..], b"START TRANSACTION\0");
+    }
+}
