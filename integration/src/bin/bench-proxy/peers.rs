@@ -54,6 +54,10 @@ impl Side {
         admin.run("SHOW DATABASES").await
     }
 
+    pub fn is_quorate(&self) -> bool {
+        self.pool.is_some()
+    }
+
     pub fn has_pool(&self) -> bool {
         self.name == PGBOUNCER_TRANSACTION
             || self.pool.as_ref().is_some_and(|(_, mode)| *mode == "transaction")
