@@ -15,8 +15,9 @@
 
 use super::{Relay, Role};
 use crate::wire::header::{HEADER_BYTES, Header};
-use crate::wire::open_block::{AHEAD, ALONE, opened, opens_plainly};
-use crate::wire::reply::ready_for_query;
+use crate::wire::open_block::{AHEAD, ALONE, opens_plainly};
+use crate::wire::outcome::opened;
+use crate::wire::reply::{command_complete, ready_for_query};
 use std::task::Context;
 
 impl Relay {
@@ -25,10 +26,10 @@ impl Relay {
         let message = self.up.unjudged();
         if header.tag != b'Q'
             || message.len() != header.total
-            || !opens_plainly(&message[HEADER_BYTES..])
             || self.block_told
             || self.role != Role::Entry
             || !self.tracker.is_idle()
+            || !opens_plainly(&message[HEADER_BYTES..])
             || self.inquiry.is_some()
             || self.abort.is_some()
             || !self.down.at_boundary()
@@ -36,14 +37,14 @@ impl Relay {
         {
             return false;
         }
-        let answer = opened(&message[HEADER_BYTES..]);
+        let tag = opened(&message[HEADER_BYTES..]);
         if let Some(naming) = &mut self.naming {
             // A Query ends the unnamed statement.
             naming.rewrite(message, true, 0, &mut Vec::new());
         }
         self.tracker.opens_here();
         self.up.remove(header.total);
-        self.down.insert(answer);
+        self.down.insert(&command_complete(tag));
         self.down.insert(&ready_for_query(b'T'));
         self.block_told = true;
         true

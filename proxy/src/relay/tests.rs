@@ -83,7 +83,10 @@ async fn a_block_is_opened_in_front_of_its_first_statement() {
         gets(&mut client, OPENED).await;
         client.write_all(QUERY).await.unwrap();
         gets(&mut server, &[&open_block::AHEAD[..], QUERY].concat()).await;
-        server.write_all(&[b"1\0\0\0\x042\0\0\0\x04C\0\0\0\x0aBEGIN\0", ROW].concat()).await.unwrap();
+        server
+            .write_all(&[b"1\0\0\0\x042\0\0\0\x04C\0\0\0\x0aBEGIN\x003\0\0\0\x04", ROW].concat())
+            .await
+            .unwrap();
         gets(&mut client, ROW).await;
         // Not a second time: PostgreSQL warns of that.
         client.write_all(BEGIN).await.unwrap();

@@ -8,12 +8,13 @@ use std::sync::LazyLock;
 const MAX_TEXT: usize = 40;
 
 /// Opens a block in front of a message of the client; nothing of that is carried out unless the block is open. The unnamed
-/// statement is used: a BEGIN of the client's own would have ended it too.
+/// statement is used, and closed: a BEGIN of the client's own would have ended it too.
 pub static AHEAD: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut out = Vec::with_capacity(48);
     message(&mut out, b'P', b"\0BEGIN\0\0\0");
     message(&mut out, b'B', &[0; 8]);
     message(&mut out, b'E', &[0; 5]);
+    message(&mut out, b'C', b"S\0");
     out
 });
 
@@ -53,19 +54,11 @@ fn is_plain(text: &[u8]) -> bool {
     is(first, "begin") && more && words.next().is_none()
 }
 
-/// The CommandComplete of such a text.
-pub fn opened(text: &[u8]) -> &'static [u8] {
-    match text.trim_ascii_start().first() {
-        Some(b's' | b'S') => b"C\0\0\0\x16START TRANSACTION\0",
-        _ => b"C\0\0\0\x0aBEGIN\0",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::wire::header::{HEADER_BYTES, peek};
+    use crate::wire::header::peek;
 
     #[test]
     fn only_a_plain_begin_is_one() {
@@ -101,12 +94,7 @@ mod tests {
 
     #[test]
     fn messages_are_framed() {
-        for (bytes, tags) in [
-            (&AHEAD[..], "PBE"),
-            (&ALONE[..], "Q"),
-            (opened(b"begin\0"), "C"),
-            (opened(b" START TRANSACTION\0"), "C"),
-        ] {
+        for (bytes, tags) in [(&AHEAD[..], "PBEC"), (&ALONE[..], "Q")] {
             let mut seen = String::new();
             let mut rest = bytes;
             while let Some(header) = peek(rest).unwrap() {
@@ -116,6 +104,5 @@ mod tests {
             assert!(rest.is_empty());
             assert_eq!(seen, tags);
         }
-        assert_eq!(&opened(b"start transaction\0")[HEADER_BYTES..], b"START TRANSACTION\0");
     }
 }

@@ -440,9 +440,9 @@ impl Tracker {
         let heard = match self.waits.next() {
             Some(Wait::Call) => self.outcome.hear_call(tag, body),
             Some(Wait::Open { alone }) => match tag {
-                b'1' | b'2' => Heard::Ours,
-                b'C' if alone => Heard::Ours,
-                b'C' | b'Z' => Heard::End,
+                b'1' | b'2' | b'C' => Heard::Ours,
+                b'3' if !alone => Heard::End,
+                b'Z' => Heard::End,
                 _ => Heard::Others,
             },
             Some(Wait::Statement(parses)) => {

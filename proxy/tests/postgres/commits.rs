@@ -309,3 +309,42 @@ async fn a_storm_of_cancels_never_makes_a_success_that_is_not_on_a_quorum() {
     let all = number(&admin, "select count(*) from t").await.unwrap();
     assert!(all as usize >= successes, "{all} rows, {successes} successes");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_wait_for_the_quorum_is_an_error_and_a_barrier_follows() {
+    let postgres = Postgres::start().await;
+    let admin = postgres.admin().await;
+    admin.batch_execute("create table t (a int); grant all on t to demo").await.unwrap();
+    for entry in [1, 2] {
+        let cluster = Cluster::start().await;
+        cluster.open(1, &postgres);
+        let client = soon(cluster.connect(entry)).await;
+        let pid = number(&client, "select pg_backend_pid()").await.unwrap();
+        postgres.sync_names("ANY 1 (nobody)").await;
+        let token = client.cancel_token();
+        let writing = tokio::spawn(async move {
+            let first = client.batch_execute("insert into t values (1)").await;
+            (first, number(&client, "select 9").await)
+        });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        // The client's own cancel is held.
+        let port = cluster.nodes[0].proxy.address().port();
+        let cancelling = tokio::spawn(async move {
+            let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            token.cancel_query_raw(stream, tokio_postgres::NoTls).await
+        });
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(!writing.is_finished(), "a cancel does not end the wait");
+        // A superuser's is not seen by us: its effect is.
+        admin.batch_execute(&format!("select pg_cancel_backend({pid})")).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(!writing.is_finished(), "the answer waits for a barrier");
+        postgres.sync_names("").await;
+        let (first, second) = soon(writing).await.unwrap();
+        let error = first.unwrap_err();
+        assert_eq!(code(&error), "40003");
+        assert!(error.as_db_error().unwrap().hint().is_some());
+        assert_eq!(second.unwrap(), 9, "the session goes on");
+        soon(cancelling).await.unwrap().unwrap();
+    }
+}

@@ -5,7 +5,7 @@
 
 mod common;
 
-mod bench;
+mod blocks;
 mod certificates;
 mod commits;
 mod confirm;

@@ -1,4 +1,5 @@
 //! Logins, protocols and cancels, through either node.
+use crate::common::raw::RawClient;
 use crate::common::*;
 use bytes::Bytes;
 use futures::{SinkExt, TryStreamExt};
@@ -388,4 +389,36 @@ async fn psql_connects_with_and_without_tls() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert!(text.ends_with("ssl|42\n1\n2\n3\n") && text.len() > 200_000, "{}", text.len());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_streams_end_with_a_reason() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let postgres = Postgres::start().await;
+    let cluster = Cluster::start().await;
+    cluster.open(1, &postgres);
+    for bytes in [&b"x\0\0\0\x04"[..], b"Q\0\0\0\x01", b"Q\xff\xff\xff\xff"] {
+        let mut raw = RawClient::log_in(&cluster, 1).await;
+        raw.0.write_all(bytes).await.unwrap();
+        let mut rest = Vec::new();
+        soon(raw.0.read_to_end(&mut rest)).await.unwrap();
+        assert!(String::from_utf8_lossy(&rest).contains("08P01"), "{bytes:?}: {rest:?}");
+    }
+    for bytes in
+        [&b"\0\0\0\x04"[..], b"\0\0\xff\xff....", b"\0\0\0\x09\0\x02\0\0\0", b"GET / HTTP/1.1\r\n\r\n"]
+    {
+        let mut stream = tokio::net::TcpStream::connect(cluster.nodes[0].proxy.address()).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        let mut rest = Vec::new();
+        soon(stream.read_to_end(&mut rest)).await.unwrap();
+        assert_eq!(rest.first(), Some(&b'E'), "{bytes:?}");
+    }
+    // Byte by byte, nothing is different.
+    let mut raw = RawClient::log_in(&cluster, 1).await;
+    for byte in b"Q\0\0\0\x0dselect 1\0" {
+        raw.0.write_all(&[*byte]).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let answer = raw.until_ready().await;
+    assert!(answer.windows(8).any(|w| w == b"SELECT 1"));
 }

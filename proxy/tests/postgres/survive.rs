@@ -1,20 +1,9 @@
 //! What sessions see when their server is lost, moved or held.
 use crate::common::raw::{RawClient, message};
 use crate::common::*;
-use quorate_model::{DatabaseOption, GateReport, PoolMode};
+use quorate_model::GateReport;
 use std::time::{Duration, Instant};
 use tokio_postgres::error::SqlState;
-
-/// A failover to the other node's Postgres: with the old gate closed, or without a word from it.
-async fn fail_over(cluster: &Cluster, to: usize, postgres: &Postgres, close: bool) {
-    if close {
-        cluster.gate(3 - to).close("its Postgres died");
-    }
-    cluster.elect();
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    cluster.promote(to as u64);
-    cluster.open(to, postgres);
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_between_transactions_go_on_at_another_primary() {
@@ -62,60 +51,6 @@ async fn sessions_between_transactions_go_on_at_another_primary() {
         let admin = second.admin().await;
         assert_eq!(number(&admin, "select count(*) from t where a = 2").await.unwrap(), 0);
         admin.batch_execute("truncate t").await.unwrap();
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_block_in_which_nothing_was_done_is_opened_at_the_next_primary() {
-    let (first, second) = (Postgres::start().await, Postgres::start().await);
-    second.admin().await.batch_execute("create table t (a int); grant all on t to demo").await.unwrap();
-    for entry in [1, 2] {
-        let cluster = Cluster::start().await;
-        cluster.open(1, &first);
-        let client = soon(cluster.connect(entry)).await;
-        client.batch_execute("select 1").await.unwrap();
-        cluster.gate(1).close("its Postgres died");
-        cluster.elect();
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        // There is no primary, and none is needed for this.
-        soon(client.batch_execute("begin")).await.unwrap();
-        cluster.promote(2);
-        cluster.open(2, &second);
-        soon(client.batch_execute("insert into t values (1)")).await.unwrap();
-        soon(client.batch_execute("rollback")).await.unwrap();
-        let admin = second.admin().await;
-        assert_eq!(number(&admin, "select count(*) from t").await.unwrap(), 0, "it was in the block");
-        soon(client.batch_execute("begin")).await.unwrap();
-        soon(client.execute("insert into t values (2)", &[])).await.unwrap();
-        soon(client.batch_execute("commit")).await.unwrap();
-        assert_eq!(number(&admin, "select count(*) from t where a = 2").await.unwrap(), 1);
-        admin.batch_execute("truncate t").await.unwrap();
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_block_in_which_nothing_is_sent_is_open_at_its_server_soon() {
-    let postgres = Postgres::start().await;
-    let admin = postgres.admin().await;
-    for entry in [1, 2] {
-        let cluster = Cluster::start().await;
-        cluster.open(1, &postgres);
-        let client = soon(cluster.connect(entry)).await;
-        client.batch_execute("set application_name = 'waiting'; select 1").await.unwrap();
-        client.batch_execute("begin").await.unwrap();
-        let open = "select count(*) from pg_stat_activity where application_name = 'waiting' \
-                    and state = 'idle in transaction'";
-        let until = Instant::now() + 10 * SECOND;
-        while number(&admin, open).await.unwrap() == 0 {
-            assert!(Instant::now() < until, "its block is not opened");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let ago = "select now() < clock_timestamp() - interval '300 ms'";
-        assert!(client.query_one(ago, &[]).await.unwrap().get::<_, bool>(0), "its time is that of its BEGIN");
-        client.batch_execute("select nothing").await.unwrap_err();
-        assert_eq!(code(&client.batch_execute("select 1").await.unwrap_err()), "25P02");
-        client.batch_execute("commit; select 1").await.unwrap();
     }
 }
 
@@ -220,82 +155,6 @@ async fn what_a_session_holds_is_made_anew_at_another_primary() {
             assert_eq!(text(client, "select c from pg_listening_channels() c").await, "a \"b");
             assert_eq!(soon(client.query_one(statement, &[&41])).await.unwrap().get::<_, i32>(0), 42);
             soon(client.batch_execute("execute p(2)")).await.unwrap();
-        }
-    }
-}
-
-/// A client that does not look at what it is told (a script, a queue of requests) must not have the rest of a lost block
-/// committed piece by piece: the block has failed until the client ends it, as with any error.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_block_that_is_lost_has_failed_until_it_is_ended() {
-    let (first, second) = (Postgres::start().await, Postgres::start().await);
-    for postgres in [&first, &second] {
-        postgres.admin().await.batch_execute("create table t (a int); grant all on t to demo").await.unwrap();
-    }
-    let query = |text: &str| message(b'Q', &[text.as_bytes(), b"\0"].concat());
-    let extended = |text: &str| {
-        let parse = message(b'P', &[b"\0", text.as_bytes(), b"\0\0\0"].concat());
-        [parse, message(b'B', &[0; 8]), message(b'E', &[0; 5]), message(b'S', &[])].concat()
-    };
-    async fn said(raw: &mut RawClient, bytes: Vec<u8>) -> String {
-        use tokio::io::AsyncWriteExt;
-        raw.0.write_all(&bytes).await.unwrap();
-        let mut said = String::new();
-        for (tag, body) in raw.messages_until_ready().await {
-            said.push(tag as char);
-            let text = String::from_utf8_lossy(&body).into_owned();
-            match tag {
-                b'E' => said += text.split('\0').find_map(|field| field.strip_prefix('C')).unwrap(),
-                b'C' => said += text.trim_end_matches('\0'),
-                b'Z' => said += &text,
-                _ => {}
-            }
-        }
-        said
-    }
-    for (entry, mode) in [
-        (1, PoolMode::Session),
-        (2, PoolMode::Session),
-        (1, PoolMode::Transaction),
-        (2, PoolMode::Transaction),
-    ] {
-        let cluster = Cluster::start().await;
-        cluster.set(DatabaseOption::PoolMode(mode));
-        cluster.open(1, &first);
-        let mut clients = Vec::new();
-        for _ in 0..5 {
-            let mut raw = RawClient::log_in(&cluster, entry).await;
-            assert_eq!(said(&mut raw, query("begin")).await, "CBEGINZT");
-            assert_eq!(said(&mut raw, query("insert into t values (1)")).await, "CINSERT 0 1ZT");
-            clients.push(raw);
-        }
-        fail_over(&cluster, 2, &second, true).await;
-        let [simple, other, commits, rolls_back, again] = &mut clients[..] else { panic!("five clients") };
-        let insert = "insert into t values (2)";
-        assert_eq!(said(simple, query(insert)).await, "E40001ZE");
-        assert_eq!(said(simple, query(insert)).await, "E25P02ZE");
-        assert_eq!(said(simple, query("commit")).await, "CROLLBACKZI", "nothing is left to be committed");
-        assert_eq!(said(simple, query("insert into t values (3)")).await, "CINSERT 0 1ZI");
-        // What cannot fail does not, and the error is for what can.
-        assert_eq!(said(other, [message(b'C', b"Sx\0"), message(b'S', b"")].concat()).await, "3ZT");
-        assert_eq!(said(other, extended(insert)).await, "E40001ZE");
-        assert_eq!(said(other, extended(insert)).await, "E25P02ZE");
-        assert_eq!(said(other, extended("rollback")).await, "12CROLLBACKZI");
-        // What was to end the block has ended it, whatever it is told.
-        assert_eq!(said(commits, extended("commit")).await, "E40001ZI");
-        assert_eq!(said(rolls_back, query("rollback")).await, "E40001ZI");
-        // Lost again before its end: that is known already.
-        assert_eq!(said(again, query(insert)).await, "E40001ZE");
-        fail_over(&cluster, 1, &first, true).await;
-        assert_eq!(said(again, query(insert)).await, "E25P02ZE");
-        assert_eq!(said(again, query("rollback")).await, "CROLLBACKZI");
-        for client in [commits, rolls_back, again] {
-            assert_eq!(said(client, query("begin")).await, "CBEGINZT");
-            assert_eq!(said(client, extended("rollback")).await, "12CROLLBACKZI");
-        }
-        let lost = "select count(*) from t where a < 3";
-        for postgres in [&first, &second] {
-            assert_eq!(number(&postgres.admin().await, lost).await.unwrap(), 0);
         }
     }
 }
@@ -563,45 +422,6 @@ async fn parking_moves_idle_sessions_and_waits_for_transactions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancelled_wait_for_the_quorum_is_an_error_and_a_barrier_follows() {
-    let postgres = Postgres::start().await;
-    let admin = postgres.admin().await;
-    admin.batch_execute("create table t (a int); grant all on t to demo").await.unwrap();
-    for entry in [1, 2] {
-        let cluster = Cluster::start().await;
-        cluster.open(1, &postgres);
-        let client = soon(cluster.connect(entry)).await;
-        let pid = number(&client, "select pg_backend_pid()").await.unwrap();
-        postgres.sync_names("ANY 1 (nobody)").await;
-        let token = client.cancel_token();
-        let writing = tokio::spawn(async move {
-            let first = client.batch_execute("insert into t values (1)").await;
-            (first, number(&client, "select 9").await)
-        });
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        // The client's own cancel is held.
-        let port = cluster.nodes[0].proxy.address().port();
-        let cancelling = tokio::spawn(async move {
-            let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-            token.cancel_query_raw(stream, tokio_postgres::NoTls).await
-        });
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        assert!(!writing.is_finished(), "a cancel does not end the wait");
-        // A superuser's is not seen by us: its effect is.
-        admin.batch_execute(&format!("select pg_cancel_backend({pid})")).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        assert!(!writing.is_finished(), "the answer waits for a barrier");
-        postgres.sync_names("").await;
-        let (first, second) = soon(writing).await.unwrap();
-        let error = first.unwrap_err();
-        assert_eq!(code(&error), "40003");
-        assert!(error.as_db_error().unwrap().hint().is_some());
-        assert_eq!(second.unwrap(), 9, "the session goes on");
-        soon(cancelling).await.unwrap().unwrap();
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_stopping_node_says_goodbye() {
     let postgres = Postgres::start().await;
     let cluster = Cluster::start().await;
@@ -611,36 +431,4 @@ async fn a_stopping_node_says_goodbye() {
     let mut rest = Vec::new();
     soon(tokio::io::AsyncReadExt::read_to_end(&mut raw.0, &mut rest)).await.unwrap();
     assert!(String::from_utf8_lossy(&rest).contains("57P01"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn malformed_streams_end_with_a_reason() {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let postgres = Postgres::start().await;
-    let cluster = Cluster::start().await;
-    cluster.open(1, &postgres);
-    for bytes in [&b"x\0\0\0\x04"[..], b"Q\0\0\0\x01", b"Q\xff\xff\xff\xff"] {
-        let mut raw = RawClient::log_in(&cluster, 1).await;
-        raw.0.write_all(bytes).await.unwrap();
-        let mut rest = Vec::new();
-        soon(raw.0.read_to_end(&mut rest)).await.unwrap();
-        assert!(String::from_utf8_lossy(&rest).contains("08P01"), "{bytes:?}: {rest:?}");
-    }
-    for bytes in
-        [&b"\0\0\0\x04"[..], b"\0\0\xff\xff....", b"\0\0\0\x09\0\x02\0\0\0", b"GET / HTTP/1.1\r\n\r\n"]
-    {
-        let mut stream = tokio::net::TcpStream::connect(cluster.nodes[0].proxy.address()).await.unwrap();
-        stream.write_all(bytes).await.unwrap();
-        let mut rest = Vec::new();
-        soon(stream.read_to_end(&mut rest)).await.unwrap();
-        assert_eq!(rest.first(), Some(&b'E'), "{bytes:?}");
-    }
-    // Byte by byte, nothing is different.
-    let mut raw = RawClient::log_in(&cluster, 1).await;
-    for byte in b"Q\0\0\0\x0dselect 1\0" {
-        raw.0.write_all(&[*byte]).await.unwrap();
-        tokio::task::yield_now().await;
-    }
-    let answer = raw.until_ready().await;
-    assert!(answer.windows(8).any(|w| w == b"SELECT 1"));
 }

@@ -193,7 +193,7 @@ fn a_block_that_was_opened_for_the_client_is_lost_as_any_other() {
         tell(&mut ahead, true, b'Q', b"insert\0");
         assert!(ahead.is_opening() && !ahead.is_opening_alone());
         assert_eq!(ahead.clone().loss(b"", true), Loss::Aborted, "in the block, and not committed");
-        for (tag, body) in [(b'1', &b""[..]), (b'2', b""), (b'C', b"BEGIN\0")] {
+        for (tag, body) in [(b'1', &b""[..]), (b'2', b""), (b'C', b"BEGIN\0"), (b'3', b"")] {
             assert!(ahead.listens() && ahead.hear(tag, body));
         }
         assert!(!ahead.listens() && !ahead.is_opening());

@@ -516,3 +516,14 @@ pub async fn asked(postgres: &Postgres, sessions: i64) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
+
+/// A failover to the other node's Postgres: with the old gate closed, or without a word from it.
+pub async fn fail_over(cluster: &Cluster, to: usize, postgres: &Postgres, close: bool) {
+    if close {
+        cluster.gate(3 - to).close("its Postgres died");
+    }
+    cluster.elect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    cluster.promote(to as u64);
+    cluster.open(to, postgres);
+}
