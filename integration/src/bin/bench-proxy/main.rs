@@ -48,24 +48,37 @@ fn main() -> anyhow::Result<()> {
     runtime.block_on(run(args))
 }
 
-/// How often the primary may have been moved by a failover, on a host that does not keep up, until the run is given up.
+/// How often a failover may move the primary, on a host that does not keep up, until the bench is given up.
 const MAX_MOVES: u32 = 5;
 
-/// Whether the primary was at another node, and what was measured therefore is not what its name says. It is back then.
-async fn moved_back(cluster: &Cluster, primary: &str) -> anyhow::Result<bool> {
-    let admin = Admin::open(cluster.nodes()).await?;
-    let now = admin.database(DEMO_DATABASE).await?.primary()?.node.clone();
-    if now == primary {
-        return Ok(false);
+/// Where the primary is to be while it is measured.
+struct Watch<'a> {
+    cluster: &'a Cluster,
+    primary: &'a str,
+    moves: u32,
+}
+
+impl Watch<'_> {
+    /// Whether what was measured by this side is not what its name says: the primary was at another node. It is back then.
+    async fn moved(&mut self, side: &Side) -> anyhow::Result<bool> {
+        if !side.is_quorate() {
+            return Ok(false);
+        }
+        let admin = Admin::open(self.cluster.nodes()).await?;
+        let now = admin.database(DEMO_DATABASE).await?.primary()?.node.clone();
+        if now == self.primary {
+            return Ok(false);
+        }
+        let events = admin.rows("SHOW EVENTS").await?;
+        let latest = &events[events.len().saturating_sub(4)..];
+        eprintln!("{}: the primary moved to {now}, and it is measured again: {latest:?}", side.name);
+        self.moves += 1;
+        ensure!(self.moves <= MAX_MOVES, "the primary does not stay where it is measured");
+        self.cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?;
+        let back = format!("SWITCHOVER DATABASE {DEMO_DATABASE} TO {}", self.primary);
+        admin.carry_out(&back, HEAL_LIMIT).await?;
+        Ok(true)
     }
-    let events = admin.rows("SHOW EVENTS").await?;
-    eprintln!(
-        "the primary moved from {primary} to {now}; measured again once it is back: {:?}",
-        events.last()
-    );
-    cluster.whole(DEMO_DATABASE, 3, HEAL_LIMIT).await?;
-    admin.carry_out(&format!("SWITCHOVER DATABASE {DEMO_DATABASE} TO {primary}"), HEAL_LIMIT).await?;
-    Ok(true)
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
@@ -98,7 +111,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     sides.push(there("Quorate, another node, transaction", "transaction"));
 
     let mut report = Report { idle_us_per_second: idle(&sides).await?, ..Report::default() };
-    let mut moves = 0;
+    let mut watch = Watch { cluster: &cluster, primary: &primary.name, moves: 0 };
     for mode in Mode::ALL {
         for clients in &args.clients {
             for side in &sides {
@@ -108,12 +121,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
             }
             for repeat in 1..=args.repeats {
                 for side in sides.iter().filter(|side| side.takes(mode)) {
-                    let mut run = load::run(side, mode, *clients, args.seconds).await.context(side.name)?;
-                    while side.is_quorate() && moved_back(&cluster, &primary.name).await? {
-                        moves += 1;
-                        ensure!(moves <= MAX_MOVES, "the primary does not stay where it is measured");
-                        run = load::run(side, mode, *clients, args.seconds).await.context(side.name)?;
-                    }
+                    let run = loop {
+                        let run = load::run(side, mode, *clients, args.seconds).await.context(side.name)?;
+                        if !watch.moved(side).await? {
+                            break run;
+                        }
+                    };
                     eprintln!("{} {clients} clients, run {repeat}, {}: {run}", mode.name(), side.name);
                     report.add(Sample { mode: mode.name(), clients: *clients, side: side.name }, run);
                 }
@@ -122,15 +135,25 @@ async fn run(args: Args) -> anyhow::Result<()> {
     }
     for repeat in 1..=args.repeats {
         for side in &sides {
-            let rate = load::copy_out(side).await.context(side.name)?;
+            let rate = loop {
+                let rate = load::copy_out(side).await.context(side.name)?;
+                if !watch.moved(side).await? {
+                    break rate;
+                }
+            };
             eprintln!("COPY out, run {repeat}, {}: {rate:.0} MB/s", side.name);
             report.copies.entry(side.name).or_default().push(rate);
         }
     }
     for repeat in 1..=args.repeats {
         for side in sides.iter().filter(|side| side.has_proxy()) {
-            side.prepare().await?;
-            let logins = logins::rate(side, args.seconds).await.context(side.name)?;
+            let logins = loop {
+                side.prepare().await?;
+                let logins = logins::rate(side, args.seconds).await.context(side.name)?;
+                if !watch.moved(side).await? {
+                    break logins;
+                }
+            };
             eprintln!(
                 "logins, run {repeat}, {}: {:.0} a second, proxy {:.0} us of CPU each",
                 side.name, logins.a_second, logins.cpu_us
@@ -140,8 +163,13 @@ async fn run(args: Args) -> anyhow::Result<()> {
     }
     for side in sides.iter().filter(|side| side.has_pool() && side.is_one_process() && args.idle_clients > 0)
     {
-        side.prepare().await?;
-        let bytes = logins::idle_bytes(side, args.idle_clients).await.context(side.name)?;
+        let bytes = loop {
+            side.prepare().await?;
+            let bytes = logins::idle_bytes(side, args.idle_clients).await.context(side.name)?;
+            if !watch.moved(side).await? {
+                break bytes;
+            }
+        };
         eprintln!("{} idle clients, {}: {bytes:.0} bytes each", args.idle_clients, side.name);
         report.idle_clients.push((side.name, args.idle_clients, bytes));
     }
