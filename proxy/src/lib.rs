@@ -23,6 +23,7 @@ mod gate;
 pub mod guard;
 mod listener;
 mod pool;
+mod priority;
 mod relay;
 pub mod route;
 mod rpc;

@@ -6,6 +6,7 @@ use crate::gate::Gates;
 use crate::gate::audit;
 use crate::gate::serve::GateServer;
 use crate::pool::{PoolRow, SWEEP_EVERY, set_worker};
+use crate::priority;
 use crate::relay::busy_poll;
 use crate::rpc::ProxyService;
 use crate::session::hello::end;
@@ -72,7 +73,7 @@ impl Proxy {
             let shared = Arc::clone(&shared);
             let thread = std::thread::Builder::new().name(format!("proxy-{number}"));
             threads.push(thread.spawn(move || {
-                hurry();
+                priority::begin_worker();
                 set_worker(number);
                 busy_poll::begin_worker(number, shared.config.busy_poll);
                 runtime.block_on(work(shared, listener, number == 0));
@@ -124,19 +125,6 @@ fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
-}
-
-/// Lets this thread go before those that it serves, where that is allowed (root, CAP_SYS_NICE, or systemd's `LimitNICE`).
-///
-/// Whoever passes a request on wakes a backend, and where processors are short the kernel lets that run at once, in the
-/// relay's place. So a relay is stopped after nearly every message, and serves one by one what it could serve in one go:
-/// with 16 clients on two processors that is a twelfth of the throughput (docs/PROXY.md). A relay works in moments and
-/// waits again, so its going first costs the others little.
-fn hurry() {
-    const NICE: i32 = -10;
-    if let Err(error) = rustix::process::nice(NICE) {
-        tracing::debug!(%error, "a worker of the proxy keeps its priority");
-    }
 }
 
 /// One worker's life. The first also follows the map for all of them.

@@ -10,6 +10,7 @@
 //! the machine than it has processors, and as long as it pays off: where [`MISSES`] waits in a row were longer than the limit
 //! (a client that thinks, statements that run long) the relay sleeps, and tries again once in [`RETRY`].
 
+use crate::priority;
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -196,11 +197,14 @@ impl BusyPoll {
     #[inline]
     pub fn sees(&mut self, session: usize, waits_for: For, mut look: impl FnMut() -> Look) -> Look {
         if !is_last(session) {
+            priority::go_first(true);
             return Look::Nothing;
         }
         let began = now();
         let limit = limit(session, began);
-        if limit == 0 || !self.record(waits_for).is_worth_it() {
+        let stays_awake = limit > 0 && self.record(waits_for).is_worth_it();
+        priority::go_first(!stays_awake);
+        if !stays_awake {
             return Look::Nothing;
         }
         let mut seen = look();
