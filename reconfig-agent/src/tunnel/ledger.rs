@@ -150,7 +150,7 @@ impl Observe for Clerk {
         }
     }
 
-    fn withholds_write_reports(&self) -> bool {
+    fn thins_reports(&self) -> bool {
         self.purpose == Purpose::Stream
     }
 }

@@ -20,12 +20,14 @@
 //! - The one thing that passes and is no replication is pg_rewind: only while both ends were told that this replica is
 //!   to be rewound in this reign, and as a role that may read files and nothing else.
 //! - It sees every flush position that it forwards ([`Upstreams::flushes`]) and never says one that no standby said.
+//!   Reports that nobody waits for stay at the standby's node (`tap`) or wait there for the next one (`applied`).
 //!
 //! What it never does: keep WAL, reorder, retry a byte, judge who is primary, or speak SQL.
 //!
-//! The pure parts are `scan`, `tap`, `turns`, `hold`, `startup` and `hello`; `pump` and `relay` move bytes; `leash` cuts;
+//! The pure parts are `scan`, `tap`, `applied`, `turns`, `hold`, `startup` and `hello`; `pump` and `relay` move bytes; `leash` cuts;
 //! `downstream` with `standby`, and `upstream` with `primary`, are the two ends.
 
+mod applied;
 mod buffer;
 mod downstream;
 mod hello;

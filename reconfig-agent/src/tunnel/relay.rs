@@ -7,9 +7,10 @@
 //!
 //! Room for later: a rate limit would make [`Relay`] stop reading from the primary's side until it is lifted.
 
+use super::applied::Applied;
 use super::pump::{Pass, Pump, PumpError, Step};
 use super::scan::Malformed;
-use super::tap::{KEEPALIVE_REQUEST, Sighting, Tap};
+use super::tap::{KEEPALIVE_REQUEST, Sighting, Tap, Tidings};
 use super::telemetry::Traffic;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -31,8 +32,8 @@ pub trait Observe: Send + Unpin {
     fn asks_for_keepalive(&self) -> bool {
         false
     }
-    /// Whether reports of writes that are not flushed yet stay here.
-    fn withholds_write_reports(&self) -> bool {
+    /// Whether reports of writes that are not flushed yet stay here, and those of what was applied wait for others.
+    fn thins_reports(&self) -> bool {
         false
     }
     /// What the primary says may wait until then: another standby's acknowledgement comes first.
@@ -81,10 +82,12 @@ pub struct Relay<S, P, O> {
     primary: P,
     observer: O,
     tap: Tap,
+    applied: Applied,
     down: Pump,
     up: Pump,
     drain: Option<Pin<Box<Sleep>>>,
     turn: Option<Pin<Box<Sleep>>>,
+    alarm: Option<Pin<Box<Sleep>>>,
     traffic: Traffic,
 }
 
@@ -107,10 +110,12 @@ where
             primary,
             observer,
             tap: Tap::default(),
+            applied: Applied::default(),
             down: Pump::preloaded(received),
             up: Pump::default(),
             drain: None,
             turn: None,
+            alarm: None,
             traffic,
         };
         relay.tap.primary_said(received, |sighting| relay.observer.saw(sighting))?;
@@ -146,10 +151,34 @@ where
         }
     }
 
+    /// Lets go the report that waits for another one, when it has waited long enough.
+    fn look_at_applied(&mut self, cx: &mut Context<'_>) {
+        let Some(due) = self.applied.due() else { return };
+        // Not set anew for each of them: one that rings too early costs less than that.
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        if alarm.as_mut().poll(cx).is_pending() {
+            return;
+        }
+        if alarm.deadline() < due {
+            alarm.as_mut().reset(due);
+            if alarm.as_mut().poll(cx).is_pending() {
+                return;
+            }
+        }
+        // Else it goes behind what is on its way, or that supersedes it.
+        if self.up.is_idle()
+            && self.tap.is_between_messages_of_standby()
+            && let Some(report) = self.applied.take()
+        {
+            self.up.inject(&report);
+        }
+    }
+
     fn round(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         self.look_at_held(cx);
+        self.look_at_applied(cx);
         let waits = self.waits_its_turn(cx);
-        let Relay { standby, primary, observer, tap, down, up, traffic, .. } = self;
+        let Relay { standby, primary, observer, tap, applied, down, up, traffic, .. } = self;
         let mut began = false;
         let mut downward = Step::default();
         if !waits {
@@ -168,10 +197,21 @@ where
             up.inject(&KEEPALIVE_REQUEST);
         }
         let upward: Step = up.step(cx, standby, primary, |bytes| {
-            if observer.withholds_write_reports() && tap.withhold(bytes) {
-                return Ok(Pass::Withhold);
+            if observer.thins_reports() {
+                match tap.tidings(bytes) {
+                    Tidings::Written => return Ok(Pass::Withhold),
+                    Tidings::Applied if applied.put_aside(bytes, Instant::now()) => {
+                        return Ok(Pass::Withhold);
+                    }
+                    Tidings::Applied | Tidings::Other => {}
+                }
             }
-            tap.standby_said(bytes, |s| observer.saw(s))?;
+            tap.standby_said(bytes, |sighting| {
+                if matches!(sighting, Sighting::Flushed { .. }) {
+                    applied.superseded();
+                }
+                observer.saw(sighting);
+            })?;
             Ok(Pass::Forward)
         })?;
         if upward.delivered {

@@ -42,6 +42,16 @@ pub enum Sighting {
     Flushed { flush: Lsn },
 }
 
+/// What the next bytes of a standby say to the primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tidings {
+    /// Only how far the log was written, with the flush of the same bytes still to come.
+    Written,
+    /// Nothing that the report before did not, but for how far the log was applied.
+    Applied,
+    Other,
+}
+
 /// Both directions of one connection, from its first message after the startup packet.
 #[derive(Debug, Default)]
 pub struct Tap {
@@ -50,6 +60,8 @@ pub struct Tap {
     copy_both: bool,
     /// WAL came whose write was not yet withheld.
     wal_unreported: bool,
+    /// How far the log was written and flushed by the last report that passed, as on the wire.
+    reported: Option<[u8; 16]>,
 }
 
 impl Tap {
@@ -82,33 +94,40 @@ impl Tap {
         self.from_standby.at_boundary()
     }
 
-    /// Whether `bytes`, which come next from the standby, need not be passed on: one report that says only how far the
-    /// log was *written*, with the flush of the same bytes still to come. PostgreSQL's walreceiver sends one before every
-    /// flush and another after it (`walreceiver.c`, `WalReceiverMain` and `XLogWalRcvFlush`); nobody waits for the first,
-    /// because a commit here waits for flushes, and passing it on costs as much on every hop as the one that counts. Once
-    /// for each WAL that came: when a flush takes long, answers to keepalives pass, and the primary sees a live standby.
-    pub fn withhold(&mut self, bytes: &[u8]) -> bool {
-        let report = |at: usize| lsn_at(bytes, at);
-        let only_written = self.copy_both
-            && self.wal_unreported
+    /// What `bytes`, which come next from the standby, say if they are one report that asks for no answer.
+    ///
+    /// PostgreSQL's walreceiver sends one before every flush and another after it (`walreceiver.c`, `WalReceiverMain` and
+    /// `XLogWalRcvFlush`); nobody waits for the first, because a commit here waits for flushes, and passing it on costs as
+    /// much on every hop as the one that counts. `Written` is said once for each WAL that came: when a flush takes long,
+    /// answers to keepalives pass, and the primary sees a live standby.
+    pub fn tidings(&mut self, bytes: &[u8]) -> Tidings {
+        let is_report = self.copy_both
             && self.from_standby.at_boundary()
             && bytes.len() == KEEPALIVE_REQUEST.len()
             && bytes[..6] == KEEPALIVE_REQUEST[..6]
-            // It asks for no answer, and a flush will follow it.
-            && bytes.last() == Some(&0)
-            && report(6) > report(14);
-        self.wal_unreported &= !only_written;
-        only_written
+            && bytes.last() == Some(&0);
+        if !is_report {
+            return Tidings::Other;
+        }
+        if self.wal_unreported && lsn_at(bytes, 6) > lsn_at(bytes, 14) {
+            self.wal_unreported = false;
+            return Tidings::Written;
+        }
+        if self.reported.is_some_and(|reported| bytes[6..22] == reported) {
+            return Tidings::Applied;
+        }
+        Tidings::Other
     }
 
     pub fn standby_said(&mut self, bytes: &[u8], mut saw: impl FnMut(Sighting)) -> Result<(), Malformed> {
-        let copy_both = self.copy_both;
+        let (copy_both, reported) = (self.copy_both, &mut self.reported);
         self.from_standby.feed(bytes, |head| {
             if copy_both
                 && head.kind == b'd'
                 && head.body.first() == Some(&b'r')
                 && let Some(flush) = lsn_at(head.body, 9)
             {
+                *reported = head.body[1..].first_chunk().copied();
                 saw(Sighting::Flushed { flush });
             }
         })
@@ -150,7 +169,11 @@ mod tests {
     }
 
     fn status(write: u64, flush: u64) -> Vec<u8> {
-        message(b'd', &[b"r", &n(write), &n(flush), &n(0), &n(7), b"\0"])
+        applied(write, flush, 0)
+    }
+
+    fn applied(write: u64, flush: u64, apply: u64) -> Vec<u8> {
+        message(b'd', &[b"r", &n(write), &n(flush), &n(apply), &n(7), b"\0"])
     }
 
     #[test]
@@ -183,26 +206,48 @@ mod tests {
     }
 
     #[test]
-    fn a_report_of_a_write_alone_is_withheld_once_and_no_other() {
+    fn a_report_of_a_write_alone_is_told_once_and_no_other() {
         let wal = message(b'd', &[b"w", &n(40), &n(50), &n(1), b"wal"]);
         let mut tap = Tap::default();
-        assert!(!tap.withhold(&status(50, 40)), "nothing is withheld before streaming");
+        assert_eq!(tap.tidings(&status(50, 40)), Tidings::Other, "nothing is before streaming");
         tap.primary_said(&message(b'W', &[&[0, 0, 0]]), |_| {}).unwrap();
-        assert!(!tap.withhold(&status(50, 40)), "no WAL came");
+        assert_eq!(tap.tidings(&status(50, 40)), Tidings::Other, "no WAL came");
         tap.primary_said(&wal, |_| {}).unwrap();
-        assert!(!tap.withhold(&status(50, 50)), "the report of the flush passes");
+        assert_eq!(tap.tidings(&status(50, 50)), Tidings::Other, "the report of the flush passes");
         let mut asking = status(50, 40);
         asking[38] = 1;
-        assert!(!tap.withhold(&asking), "it asks for an answer");
-        assert!(!tap.withhold(&[status(50, 40), status(50, 50)].concat()));
-        assert!(tap.withhold(&status(50, 40)));
-        assert!(
-            !tap.withhold(&status(50, 40)),
+        assert_eq!(tap.tidings(&asking), Tidings::Other, "it asks for an answer");
+        assert_eq!(tap.tidings(&[status(50, 40), status(50, 50)].concat()), Tidings::Other);
+        assert_eq!(tap.tidings(&status(50, 40)), Tidings::Written);
+        assert_eq!(
+            tap.tidings(&status(50, 40)),
+            Tidings::Other,
             "the answer to a keepalive passes, however long the flush takes"
         );
         tap.primary_said(&wal, |_| {}).unwrap();
         tap.standby_said(&status(50, 50)[..20], |_| {}).unwrap();
-        assert!(!tap.withhold(&status(60, 50)), "in the middle of a message these are other bytes");
+        assert_eq!(
+            tap.tidings(&status(60, 50)),
+            Tidings::Other,
+            "in the middle of a message these are other bytes"
+        );
+    }
+
+    #[test]
+    fn a_report_with_the_positions_of_the_last_tells_of_what_was_applied() {
+        let mut tap = Tap::default();
+        tap.standby_said(&status(50, 50), |_| {}).unwrap();
+        tap.primary_said(&message(b'W', &[&[0, 0, 0]]), |_| {}).unwrap();
+        assert_eq!(tap.tidings(&applied(50, 50, 50)), Tidings::Other, "none passed while streaming");
+        tap.standby_said(&status(50, 50), |_| {}).unwrap();
+        assert_eq!(tap.tidings(&applied(50, 50, 50)), Tidings::Applied);
+        let mut asking = applied(50, 50, 50);
+        asking[38] = 1;
+        assert_eq!(tap.tidings(&asking), Tidings::Other, "it asks for an answer");
+        assert_eq!(tap.tidings(&applied(60, 60, 50)), Tidings::Other, "a flush");
+        tap.standby_said(&applied(60, 60, 50), |_| {}).unwrap();
+        assert_eq!(tap.tidings(&applied(50, 50, 50)), Tidings::Other, "not those of the last");
+        assert_eq!(tap.tidings(&applied(60, 60, 60)), Tidings::Applied);
     }
 
     #[test]

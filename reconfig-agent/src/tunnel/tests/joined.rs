@@ -176,3 +176,57 @@ async fn what_is_held_back_passes_whole_when_it_may_and_the_other_direction_mean
     drop((standby, primary));
     relay.await.unwrap();
 }
+
+/// Reports pass as from a standby's node.
+struct Thins;
+
+impl Observe for Thins {
+    fn saw(&mut self, _sighting: Sighting) {}
+    fn thins_reports(&self) -> bool {
+        true
+    }
+}
+
+fn applied(flush: u64, apply: u64) -> Vec<u8> {
+    let positions = [flush, flush, apply].map(u64::to_be_bytes).concat();
+    message(b'd', &[b"r", &positions[..], &[0; 9]].concat())
+}
+
+#[tokio::test]
+async fn a_report_of_what_was_applied_waits_for_the_next_one_a_moment() {
+    let ((mut standby, standby_end), (mut primary, primary_end)) = (duplex(100_000), duplex(100_000));
+    let relay = Relay::new(standby_end, primary_end, Thins, &[], Traffic::new(Side::Downstream)).unwrap();
+    let relay = tokio::spawn(relay);
+    primary.write_all(&message(b'W', &[0, 0, 0])).await.unwrap();
+    standby.read_exact(&mut [0; 8]).await.unwrap();
+    let mut told = vec![0; applied(0, 0).len()];
+    standby.write_all(&applied(100, 50)).await.unwrap();
+    primary.read_exact(&mut told).await.unwrap();
+    assert!(told == applied(100, 50), "a flush goes at once");
+    // By itself when nothing else comes.
+    standby.write_all(&applied(100, 100)).await.unwrap();
+    primary.read_exact(&mut told).await.unwrap();
+    assert!(told == applied(100, 100));
+    let mut superseded = 0;
+    for flush in 101..1000 {
+        standby.write_all(&applied(flush, flush - 1)).await.unwrap();
+        primary.read_exact(&mut told).await.unwrap();
+        if told != applied(flush, flush - 1) {
+            // That one was taken off the processor for longer than it may wait.
+            assert!(told == applied(flush - 1, flush - 1));
+            primary.read_exact(&mut told).await.unwrap();
+            assert!(told == applied(flush, flush - 1));
+        } else if flush > 101 {
+            superseded += 1;
+        }
+        standby.write_all(&applied(flush, flush)).await.unwrap();
+        for _ in 0..4 {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert!(superseded > 0);
+    primary.read_exact(&mut told).await.unwrap();
+    assert!(told == applied(999, 999), "the last one comes");
+    drop((standby, primary));
+    relay.await.unwrap();
+}
