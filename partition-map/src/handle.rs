@@ -301,16 +301,21 @@ async fn observe(
 
 /// A leader's heartbeats.
 async fn beat(raft: Raft, every: Duration) {
-    let metrics = raft.metrics();
+    let mut metrics = raft.metrics();
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        ticks.tick().await;
-        let (leads, stopped) = {
-            let seen = metrics.borrow();
-            (seen.state == ServerState::Leader, seen.running_state.is_err())
+        let stopped = {
+            // Nobody else is woken for it.
+            let seen = metrics.wait_for(|m| m.state == ServerState::Leader || m.running_state.is_err()).await;
+            seen.map_or(true, |seen| seen.running_state.is_err())
         };
-        if stopped || (leads && raft.trigger().heartbeat().await.is_err()) {
+        if stopped {
+            return;
+        }
+        ticks.tick().await;
+        let leads = metrics.borrow().state == ServerState::Leader;
+        if leads && raft.trigger().heartbeat().await.is_err() {
             return;
         }
     }

@@ -108,12 +108,12 @@ impl Actor {
     }
 
     pub async fn run(mut self, mut events: mpsc::Receiver<Event>, stop: CancellationToken) {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut recheck = Instant::now();
         let mut leader = self.leader.clone();
         let mut watch = self.watch.clone();
         loop {
+            // Whoever does not lead decides nothing.
+            let rest = if self.leading_since_ms.is_some() { TICK } else { RECHECK };
             tokio::select! {
                 event = events.recv() => {
                     let Some(event) = event else { return };
@@ -124,7 +124,7 @@ impl Actor {
                 }
                 changed = watch.changed() => if changed.is_err() { return },
                 changed = leader.changed() => if changed.is_err() { return },
-                _ = tick.tick() => {}
+                () = tokio::time::sleep(rest) => {}
                 () = stop.cancelled() => return,
             }
             if recheck.elapsed() >= RECHECK {
