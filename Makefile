@@ -40,7 +40,7 @@ demo: ## four nodes on this machine; Ctrl-C ends them (ARGS='--nodes 5 --dir DIR
 	$(CARGO) build --release --workspace --bin quorate
 	@echo; exec $(QUORATE) demo $(ARGS)
 
-test: ## everything: unit tests of all crates, the model, fresh seeds, fuzzing, then one cluster after another
+test: ## everything: unit tests of all crates, one cluster after another, and beside them the model, fuzzing and fresh seeds
 	@scripts/test
 
 test-unit: ## unit tests only
