@@ -205,7 +205,8 @@ async fn a_report_of_what_was_applied_waits_for_the_next_one_a_moment() {
     assert!(told == applied(100, 50), "a flush goes at once");
     // By itself when nothing else comes.
     standby.write_all(&applied(100, 100)).await.unwrap();
-    primary.read_exact(&mut told).await.unwrap();
+    let limit = Duration::from_secs(10);
+    timeout(limit, primary.read_exact(&mut told)).await.expect("it never comes").unwrap();
     assert!(told == applied(100, 100));
     let mut superseded = 0;
     for flush in 101..1000 {
@@ -225,7 +226,7 @@ async fn a_report_of_what_was_applied_waits_for_the_next_one_a_moment() {
         }
     }
     assert!(superseded > 0);
-    primary.read_exact(&mut told).await.unwrap();
+    timeout(limit, primary.read_exact(&mut told)).await.expect("it never comes").unwrap();
     assert!(told == applied(999, 999), "the last one comes");
     drop((standby, primary));
     relay.await.unwrap();
