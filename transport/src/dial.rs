@@ -18,10 +18,10 @@ pub(crate) const MAX_REPLY_BYTES: usize = 4 * 1024;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(2);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const KEEPALIVE_PROBES: u32 = 3;
-/// How long calls may stay unacknowledged by the other machine's TCP before the connection counts as broken.
+/// How long calls, and what streams that share a connection say, may stay unacknowledged by the other machine's TCP before the connection counts as broken.
 /// Without it a connection that outlived a partition waits for a retransmission that may be tens of seconds
 /// away.
-const CALLS_UNACKNOWLEDGED: Duration = Duration::from_secs(3);
+const UNACKNOWLEDGED: Duration = Duration::from_secs(3);
 
 /// Connects, proves both sides, says what the connection is for, and waits until the other side has agreed.
 /// The caller bounds the time.
@@ -33,7 +33,8 @@ pub(crate) async fn dial(
 ) -> Result<TlsStream<ReadAhead>, CallError> {
     let name = server_name(node).ok_or_else(|| CallError::Unreachable("it has no name".to_owned()))?;
     let tcp = TcpStream::connect(address).await.map_err(|e| unreachable("connecting", &e))?;
-    tune(&tcp, *preface == Preface::Rpc).map_err(|e| unreachable("setting socket options", &e))?;
+    let is_shared = matches!(preface, Preface::Rpc | Preface::Streams);
+    tune(&tcp, is_shared).map_err(|e| unreachable("setting socket options", &e))?;
     let tls = TlsConnector::from(identity.client())
         .connect(name, ReadAhead::new(tcp))
         .await
@@ -50,8 +51,8 @@ pub(crate) async fn dial(
     Err(CallError::Refused(Fault(String::from_utf8_lossy(&reply).into_owned())))
 }
 
-/// Socket options of both ends of a connection.
-pub(crate) fn tune(tcp: &TcpStream, calls: bool) -> io::Result<()> {
+/// Socket options of both ends of a connection. `is_shared`: it is read at any time, whatever becomes of a call or stream.
+pub(crate) fn tune(tcp: &TcpStream, is_shared: bool) -> io::Result<()> {
     tcp.set_nodelay(true)?;
     let socket = SockRef::from(tcp);
     socket.set_tcp_keepalive(
@@ -60,8 +61,8 @@ pub(crate) fn tune(tcp: &TcpStream, calls: bool) -> io::Result<()> {
             .with_interval(KEEPALIVE_INTERVAL)
             .with_retries(KEEPALIVE_PROBES),
     )?;
-    if calls {
-        socket.set_tcp_user_timeout(Some(CALLS_UNACKNOWLEDGED))?;
+    if is_shared {
+        socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
     }
     Ok(())
 }

@@ -15,6 +15,7 @@
 //! connection := preface frame, reply frame, then
 //!   rpc:    frames of message.rs in both directions
 //!   stream: raw bytes
+//!   streams: frames of mux in both directions
 //! frame      := length u32 big-endian, body
 //! ```
 
@@ -27,6 +28,7 @@ mod identity;
 mod link;
 mod local;
 mod message;
+mod mux;
 mod network;
 mod peers;
 mod server;

@@ -1,7 +1,7 @@
 //! The bytes of a connection's preface and of calls. Pure.
 //!
 //! ```text
-//! preface := version u8 (1), purpose u8 (0: rpc, else the kind of stream), hello bytes
+//! preface := version u8 (1), purpose u8 (0: rpc, 255: many streams, else the kind of stream), hello bytes
 //! reply   := empty when accepted, else the refusal's text
 //! call    := tag u8 (1), id u64 big-endian, service u8, body
 //! answer  := tag u8 (2: result, 3: fault), id u64 big-endian, body
@@ -17,6 +17,7 @@ pub(crate) const MAX_PREFACE_BYTES: usize = 64 * 1024;
 pub(crate) const CALL_HEAD_BYTES: usize = 10;
 
 const PURPOSE_RPC: u8 = 0;
+const PURPOSE_STREAMS: u8 = u8::MAX;
 const TAG_CALL: u8 = 1;
 const TAG_RESULT: u8 = 2;
 const TAG_FAULT: u8 = 3;
@@ -24,6 +25,8 @@ const TAG_FAULT: u8 = 3;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Preface {
     Rpc,
+    /// Many streams, each of which says by itself what it is for.
+    Streams,
     Stream(StreamKind, Bytes),
 }
 
@@ -31,6 +34,7 @@ impl Preface {
     pub(crate) fn encode(&self) -> Vec<u8> {
         match self {
             Preface::Rpc => vec![VERSION, PURPOSE_RPC],
+            Preface::Streams => vec![VERSION, PURPOSE_STREAMS],
             Preface::Stream(kind, hello) => [&[VERSION, *kind as u8][..], hello].concat(),
         }
     }
@@ -42,8 +46,10 @@ impl Preface {
         if version != VERSION {
             return Err(format!("protocol version {version} is not spoken here, only {VERSION}"));
         }
-        if purpose == PURPOSE_RPC {
-            return Ok(Preface::Rpc);
+        match purpose {
+            PURPOSE_RPC => return Ok(Preface::Rpc),
+            PURPOSE_STREAMS => return Ok(Preface::Streams),
+            _ => {}
         }
         match StreamKind::from_wire(purpose) {
             Some(kind) => Ok(Preface::Stream(kind, frame)),
@@ -116,6 +122,7 @@ mod tests {
     fn prefaces_survive_the_wire() {
         for preface in [
             Preface::Rpc,
+            Preface::Streams,
             Preface::Stream(StreamKind::Gate, Bytes::from_static(b"d7")),
             Preface::Stream(StreamKind::Tunnel, Bytes::new()),
         ] {

@@ -5,6 +5,7 @@ use crate::frame::MAX_FRAME_BYTES;
 use crate::identity::Identity;
 use crate::link::locked;
 use crate::message::{CALL_HEAD_BYTES, MAX_PREFACE_BYTES, Preface};
+use crate::mux::Places;
 use crate::server;
 use crate::slot::{Slot, Surroundings};
 use crate::{CallError, Fault, Handler, PeerStream, Service, StreamHandler, StreamKind};
@@ -27,6 +28,7 @@ const LOST_QUEUE: usize = 256;
 pub struct Peers {
     around: Arc<Surroundings>,
     slots: Mutex<BTreeMap<NodeId, Arc<Slot>>>,
+    places: Places,
     handlers: Mutex<BTreeMap<Service, Arc<dyn Handler>>>,
     stream_handlers: Mutex<BTreeMap<StreamKind, Arc<dyn StreamHandler>>>,
 }
@@ -39,6 +41,7 @@ impl Peers {
         Arc::new(Peers {
             around: Arc::new(Surroundings { identity, runtime: Handle::current(), lost }),
             slots: Mutex::new(slots),
+            places: Places::default(),
             handlers: Mutex::default(),
             stream_handlers: Mutex::default(),
         })
@@ -52,9 +55,12 @@ impl Peers {
     pub fn set_address(&self, node: NodeId, address: String) {
         let mut slots = locked(&self.slots);
         match slots.get(&node) {
+            Some(slot) if slot.address() == address => return,
             Some(slot) => slot.set_address(address),
             None => drop(slots.insert(node, Slot::new(node, address))),
         }
+        drop(slots);
+        self.places.give_up(node);
     }
 
     /// Every node whose address is known.
@@ -93,13 +99,30 @@ impl Peers {
         hello: Bytes,
         deadline: Duration,
     ) -> Result<PeerStream, CallError> {
-        if hello.len() + 2 > MAX_PREFACE_BYTES {
-            return Err(CallError::TooLarge(hello.len()));
-        }
-        let address = self.slot(to)?.address();
+        let address = self.address_for(to, &hello)?;
         let preface = Preface::Stream(kind, hello);
         let dialing = dial(&self.around.identity, to, &address, &preface);
-        timeout(deadline, dialing).await.unwrap_or(Err(CallError::Timeout(deadline))).map(PeerStream)
+        timeout(deadline, dialing).await.unwrap_or(Err(CallError::Timeout(deadline))).map(PeerStream::own)
+    }
+
+    /// As [`Peers::open`], on the connection that all such streams of the calling thread to that node share. The other side
+    /// has not agreed yet: if it does not take the stream, the first read fails.
+    pub async fn open_shared(
+        &self,
+        to: NodeId,
+        kind: StreamKind,
+        hello: Bytes,
+        deadline: Duration,
+    ) -> Result<PeerStream, CallError> {
+        let address = self.address_for(to, &hello)?;
+        let opening = self.places.open(&self.around.identity, to, &address, kind as u8, &hello);
+        timeout(deadline, opening).await.unwrap_or(Err(CallError::Timeout(deadline))).map(PeerStream::shared)
+    }
+
+    /// The node did not answer on a shared stream in time: the next one is opened on another connection. Streams that
+    /// there are go on.
+    pub fn give_up_shared(&self, node: NodeId) {
+        self.places.give_up(node);
     }
 
     /// Tells of nodes whose connection for calls broke, in either direction: a hint for a failure detector.
@@ -166,6 +189,14 @@ impl Peers {
             Ok(result) => result.map_err(CallError::Refused),
             Err(_) => Err(CallError::Unreachable("this node is shutting down".to_owned())),
         }
+    }
+
+    /// Where a stream with that hello goes.
+    fn address_for(&self, to: NodeId, hello: &Bytes) -> Result<String, CallError> {
+        if hello.len() + 2 > MAX_PREFACE_BYTES {
+            return Err(CallError::TooLarge(hello.len()));
+        }
+        Ok(self.slot(to)?.address())
     }
 
     fn slot(&self, node: NodeId) -> Result<Arc<Slot>, CallError> {

@@ -6,7 +6,8 @@ use crate::frame::{MAX_FRAME_BYTES, put_frame, read_frame, write_frame};
 use crate::identity::node_of;
 use crate::link::{BUFFER_BYTES, MAX_CALLS_IN_FLIGHT};
 use crate::message::{Answer, Call, MAX_PREFACE_BYTES, Preface};
-use crate::{Fault, PeerStream, Peers};
+use crate::mux::{Connection, MAX_STREAMS, Opened, drive};
+use crate::{Fault, PeerStream, Peers, StreamKind};
 use bytes::Bytes;
 use quorate_model::NodeId;
 use std::io;
@@ -77,8 +78,12 @@ async fn serve_connection(peers: &Arc<Peers>, tcp: TcpStream) {
         }
         Preface::Stream(kind, hello) => {
             if let Some(handler) = peers.stream_handler(kind) {
-                handler.accept(from, hello, PeerStream(stream)).await;
+                handler.accept(from, hello, PeerStream::own(stream)).await;
             }
+        }
+        Preface::Streams => {
+            let error = serve_streams(peers, from, stream).await;
+            tracing::debug!(node = %peers.me(), peer = %from, %error, "a connection for streams ended");
         }
     }
 }
@@ -114,6 +119,40 @@ async fn welcome(peers: &Peers, tcp: TcpStream) -> io::Result<(NodeId, Preface, 
 }
 
 type Outcome = (u64, Result<Bytes, Fault>);
+
+/// Serves the streams of a connection until it ends, and says how it did.
+async fn serve_streams(peers: &Arc<Peers>, from: NodeId, stream: TlsStream<ReadAhead>) -> io::Error {
+    if let Err(error) = tune(stream.get_ref().0.tcp(), true) {
+        return error;
+    }
+    let connection = Connection::new(stream);
+    let (opened, mut to_serve) = mpsc::channel::<Opened>(MAX_STREAMS);
+    // There is room for as many as a connection has.
+    let mut accept = move |stream| drop(opened.try_send(stream));
+    let serving = async {
+        // Dropped at the end of the connection, which is theirs as well.
+        let mut streams = JoinSet::new();
+        loop {
+            tokio::select! {
+                Some(_) = streams.join_next() => {}
+                Some(Opened { kind, hello, stream }) = to_serve.recv() => {
+                    let handler = StreamKind::from_wire(kind).and_then(|kind| peers.stream_handler(kind));
+                    // A stream that nobody takes is reset.
+                    if let Some(handler) = handler {
+                        streams.spawn(async move {
+                            handler.accept(from, hello, PeerStream::shared(stream)).await;
+                        });
+                    }
+                }
+                else => std::future::pending().await,
+            }
+        }
+    };
+    tokio::select! {
+        error = drive(&connection, Some(&mut accept)) => error,
+        never = serving => never,
+    }
+}
 
 /// Answers calls until the connection ends, and says how it did.
 async fn serve_calls(peers: &Arc<Peers>, from: NodeId, stream: TlsStream<ReadAhead>) -> io::Error {

@@ -1,6 +1,8 @@
 //! Real sockets and real certificates, on loopback.
 #![allow(clippy::unwrap_used)]
 
+mod shared;
+
 use crate::authority::Authority;
 use crate::*;
 use async_trait::async_trait;

@@ -75,9 +75,11 @@ impl Shared {
         } else {
             self.remote(primary, target, parameters).await?
         };
-        let answer = timeout(ATTACH_DEADLINE, read_answer(&mut server.stream))
-            .await
-            .unwrap_or_else(|_| Err(Attempt::Again("the server does not answer".to_owned())))?;
+        let answer =
+            timeout(ATTACH_DEADLINE, read_answer(&mut server.stream)).await.unwrap_or_else(|_| {
+                self.peers.give_up_shared(primary.node);
+                Err(Attempt::Again("the server does not answer".to_owned()))
+            })?;
         if let Some(pass) = &server.pass {
             until_vouched(pass, until).await?;
         }
@@ -124,7 +126,8 @@ impl Shared {
             name: target.name.clone(),
             parameters: parameters.to_vec(),
         };
-        let opened = self.peers.open(primary.node, StreamKind::Gate, encode(&hello), ATTACH_DEADLINE).await;
+        let opened =
+            self.peers.open_shared(primary.node, StreamKind::Gate, encode(&hello), ATTACH_DEADLINE).await;
         let stream = opened.map_err(|error| {
             tracing::debug!(node = %primary.node, %error, "a gate could not be reached");
             Attempt::Again("the primary's node cannot be reached".to_owned())
